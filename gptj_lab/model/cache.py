@@ -1,0 +1,46 @@
+"""Keys and values of the tokens already seen."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from gptj_lab.config import ModelConfig
+
+
+class LayerCache(NamedTuple):
+    """Rotated keys, and values, of one block; row r's token at position p lies in [r, p]."""
+
+    keys: Float[Array, "batch kv_seq heads d_head"]
+    values: Float[Array, "batch kv_seq heads d_head"]
+
+    def write(
+        self,
+        keys: Float[Array, "batch seq heads d_head"],
+        values: Float[Array, "batch seq heads d_head"],
+        positions: Int[Array, "batch seq"],
+    ) -> "LayerCache":
+        """The cache with new tokens at their positions; those past the end are dropped."""
+        rows = jnp.arange(keys.shape[0])[:, None]
+        return LayerCache(
+            self.keys.at[rows, positions].set(keys, mode="drop"),
+            self.values.at[rows, positions].set(values, mode="drop"),
+        )
+
+
+Cache = tuple[LayerCache, ...]
+
+
+def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
+    """A cache of zeros with room for `length` tokens in each of `batch` rows."""
+    shape = (batch, length, config.num_heads, config.d_head)
+    return tuple(
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(config.num_layers)
+    )
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes that the cache holds on all devices together."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(cache))

@@ -1,0 +1,142 @@
+"""The whole network on one page: x + attention(norm(x)) + mlp(norm(x)), over and over."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from gptj_lab.config import ModelConfig
+from gptj_lab.model import sites
+from gptj_lab.model.attention import Attention
+from gptj_lab.model.cache import Cache, LayerCache
+from gptj_lab.model.linear import Linear
+
+_ACTIVATION = {
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class LayerNorm(nnx.Module):
+    """Zero mean and unit variance over d_model, then scale and bias; computed in float32."""
+
+    def __init__(self, config: ModelConfig):
+        self.scale = nnx.Param(jnp.ones(config.d_model))
+        self.bias = nnx.Param(jnp.zeros(config.d_model))
+        self.eps = config.layer_norm_eps
+
+    def __call__(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        wide, narrow = jax.random.split(key)
+        std = config.initializer_range
+        self.fc_in = Linear(config.d_model, config.d_ff, bias=True, std=std, key=wide)
+        self.fc_out = Linear(config.d_ff, config.d_model, bias=True, std=std, key=narrow)
+        self.activation = config.activation
+
+    def __call__(
+        self, x: Float[Array, "batch seq d_model"], site: sites.Site
+    ) -> Float[Array, "batch seq d_model"]:
+        pre = site("mlp.pre", self.fc_in(x))
+        return self.fc_out(site("mlp.post", _ACTIVATION[self.activation](pre)))
+
+
+class Block(nnx.Module):
+    """One parallel block: attention and MLP read the same LayerNorm and write into one sum."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        attention, mlp = jax.random.split(key)
+        self.ln = LayerNorm(config)
+        self.attn = Attention(config, key=attention)
+        self.mlp = MLP(config, key=mlp)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"],
+        cache: LayerCache | None,
+        site: sites.Site,
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
+        x = site("resid_pre", x)
+        normal = site("ln", self.ln(x))
+        attended, cache = self.attn(normal, positions, cache, site)
+        attended = site("attn_out", attended)
+        computed = site("mlp_out", self.mlp(normal, site))
+        return site("resid_post", x + attended + computed), cache
+
+
+class Transformer(nnx.Module):
+    """GPT-J (Wang and Komatsuzaki 2021): rotary positions, parallel blocks, untied biased head."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        embed, head, *blocks = jax.random.split(key, config.num_layers + 2)
+        shape = (config.vocab_size, config.d_model)
+        std = config.initializer_range
+        self.embed = nnx.Param(std * jax.random.normal(embed, shape))
+        self.blocks = nnx.List([Block(config, key=block) for block in blocks])
+        self.final_ln = LayerNorm(config)
+        self.head = Linear(config.d_model, config.vocab_size, bias=True, std=std, key=head)
+
+    def __call__(
+        self,
+        token_ids: Int[Array, "batch seq"],
+        *,
+        positions: Int[Array, "batch seq"] | None = None,
+        cache: Cache | None = None,
+        site: sites.Site = sites.ignore,
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "batch seq vocab"], Cache | None]:
+        """Float32 logits of the next token at every position, and the cache with these tokens.
+
+        Args:
+            token_ids: shorter rows are padded on the right: causality hides the padding.
+            positions: of the tokens, counted from 0; by default 0, 1, 2, ... in every row.
+            cache: keys and values of earlier tokens, if any.
+            site: called at each named place (see sites.py).
+            dtype: of the activations; the weights are cast to it at each product.
+        """
+        x, cache = self.hidden(token_ids, positions=positions, cache=cache, site=site, dtype=dtype)
+        return self.unembed(x, site=site), cache
+
+    def hidden(
+        self,
+        token_ids: Int[Array, "batch seq"],
+        *,
+        positions: Int[Array, "batch seq"] | None = None,
+        cache: Cache | None = None,
+        site: sites.Site = sites.ignore,
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "batch seq d_model"], Cache | None]:
+        """The residual stream after the last block, before the final LayerNorm."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
+        x = site("embed", self.embed[...][token_ids].astype(dtype))
+        layers: list[LayerCache | None] = []
+        for i, block in enumerate(self.blocks):
+            layer = None if cache is None else cache[i]
+            x, layer = block(x, positions, layer, functools.partial(_named, site, i))
+            layers.append(layer)
+        return x, (None if cache is None else tuple(layers))  # type: ignore[return-value]
+
+    def unembed(
+        self, x: Float[Array, "batch seq d_model"], *, site: sites.Site = sites.ignore
+    ) -> Float[Array, "batch seq vocab"]:
+        """Float32 logits of a residual stream."""
+        normal = site("final_ln", self.final_ln(x))
+        return site("logits", self.head(normal).astype(jnp.float32))
+
+
+def _named(site: sites.Site, layer: int, name: str, value: jax.Array) -> jax.Array:
+    return site(f"blocks.{layer}.{name}", value)
