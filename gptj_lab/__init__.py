@@ -1,7 +1,24 @@
 """gptj_lab: a Jupyter-centred research playground around GPT-J, in JAX."""
 
-from gptj_lab.config import ModelConfig
-from gptj_lab.language_model import LanguageModel, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptj_lab.config import ModelConfig
+    from gptj_lab.language_model import LanguageModel, load
 
 __all__ = ["LanguageModel", "ModelConfig", "load"]
 __version__ = "0.1.0"
+
+# Imported when first used: the command line answers at once, and nothing touches a device.
+_HOME = {
+    "LanguageModel": "gptj_lab.language_model",
+    "ModelConfig": "gptj_lab.config",
+    "load": "gptj_lab.language_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"gptj_lab has no {name!r}: it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)

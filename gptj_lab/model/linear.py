@@ -14,4 +14,6 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         out = x @ self.kernel[...].astype(x.dtype)
-        return out if self.bias is None else out + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return out
+        return out + jax.numpy.broadcast_to(self.bias[...].astype(x.dtype), out.shape)

@@ -9,7 +9,7 @@ def rotary_angles(
 ) -> Float[Array, "batch seq pairs"]:
     """Angles in radians: position / 10000^(2i / d_rotary) for pair i (Su et al. 2021)."""
     frequencies = 10000.0 ** (-jnp.arange(0, d_rotary, 2, dtype=jnp.float32) / d_rotary)
-    return positions[..., None].astype(jnp.float32) * frequencies
+    return positions[..., None].astype(jnp.float32) * frequencies[None, None]
 
 
 def rotate(

@@ -34,8 +34,8 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.eps)
-        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
-        return (normal * scale + bias).astype(x.dtype)
+        scale = self.scale[None, None].astype(jnp.float32)
+        return (normal * scale + self.bias[None, None].astype(jnp.float32)).astype(x.dtype)
 
 
 class MLP(nnx.Module):

@@ -1,0 +1,199 @@
+"""The network against transformers' GPT-J on PyTorch, and against itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gptj_lab.checkpoints import huggingface
+from gptj_lab.config import ModelConfig
+from gptj_lab.model import sites
+from gptj_lab.model.cache import empty_cache
+from gptj_lab.model.transformer import Transformer
+
+SHAPES = [
+    {},
+    {"n_embd": 64, "n_head": 2, "rotary_dim": 32, "n_layer": 2},  # fully rotated heads
+    {"n_inner": 40, "activation_function": "gelu", "layer_norm_epsilon": 1e-2},
+    {"n_head": 1, "rotary_dim": 2, "activation_function": "relu", "n_layer": 1},
+    {"activation_function": "silu", "vocab_size": 131},
+]
+CONFIG = ModelConfig(
+    vocab_size=97,
+    context=32,
+    d_model=48,
+    num_layers=3,
+    num_heads=4,
+    d_rotary=6,
+    d_ff=80,
+    activation="gelu_new",
+    layer_norm_eps=1e-5,
+    initializer_range=0.2,
+    bos_token_id=0,
+    eos_token_id=0,
+)
+
+
+def ids(batch=2, seq=20, vocab=97, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab, (batch, seq))
+
+
+def close(ours, theirs, tolerance):
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.fixture(scope="module")
+def network():
+    return Transformer(CONFIG, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("fields", SHAPES)
+def test_logits_are_those_of_transformers(fields, torch_gptj, tolerance, tmp_path):
+    import torch
+
+    model = torch_gptj(**fields)
+    model.save_pretrained(tmp_path)
+    config, ours = huggingface.read(tmp_path)
+    tokens = ids(vocab=config.vocab_size)
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens)).logits.numpy()
+    close(ours(tokens)[0], expected, tolerance["float32"])
+    narrow = ours(tokens, dtype=jnp.bfloat16)[0]
+    close(narrow, expected, tolerance["bfloat16"])
+    assert config.num_parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_gradients_are_those_of_torch(torch_gptj, tmp_path):
+    import torch
+
+    model = torch_gptj(n_layer=2)
+    model.save_pretrained(tmp_path)
+    _, ours = huggingface.read(tmp_path)
+    tokens = ids()
+    model(torch.tensor(tokens), labels=torch.tensor(tokens)).loss.backward()
+    theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+
+    def loss(network):
+        logprobs = jax.nn.log_softmax(network(tokens)[0][:, :-1])
+        return -jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1).mean()
+
+    for path, leaf in nnx.to_flat_state(nnx.grad(loss)(ours)):
+        gradient = np.asarray(leaf.get_value())
+        gradient = gradient.T if path[-1] == "kernel" else gradient
+        expected = theirs[huggingface.tensor_name(path)]
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_cached_decoding_is_the_full_forward(network, tolerance):
+    tokens = jnp.asarray(ids())
+    full, _ = network(tokens)
+    cache = empty_cache(CONFIG, 2, 24, jnp.float32)
+    first, cache = network(tokens[:, :7], cache=cache)
+    close(first, full[:, :7], tolerance["float32"])
+    for i in range(7, tokens.shape[1]):
+        positions = jnp.full((2, 1), i)
+        step, cache = network(tokens[:, i : i + 1], positions=positions, cache=cache)
+        close(step[:, 0], full[:, i], tolerance["float32"])
+
+
+def test_padded_batch_is_each_prompt_alone(network, tolerance):
+    """Rows of 5 and 9 tokens padded to 9, then each decodes on at its own position."""
+    long, short = ids(1, 12, seed=1), ids(1, 8, seed=2)
+    alone = [network(jnp.asarray(row))[0] for row in (long, short)]
+    padded = np.zeros((2, 9), int)
+    padded[0], padded[1, :5] = long[0, :9], short[0, :5]
+    cache = empty_cache(CONFIG, 2, 16, jnp.float32)
+    logits, cache = network(jnp.asarray(padded), cache=cache)
+    close(logits[0], alone[0][0, :9], tolerance["float32"])
+    close(logits[1, :5], alone[1][0, :5], tolerance["float32"])
+    for i in range(3):
+        step = jnp.asarray([[long[0, 9 + i]], [short[0, 5 + i]]])
+        positions = jnp.asarray([[9 + i], [5 + i]])
+        logits, cache = network(step, positions=positions, cache=cache)
+        close(logits[0, 0], alone[0][0, 9 + i], tolerance["float32"])
+        close(logits[1, 0], alone[1][0, 5 + i], tolerance["float32"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_rotary", 8),
+        ("activation", "relu"),
+        ("layer_norm_eps", 0.5),
+        ("num_heads", 8),
+    ],
+)
+def test_config_field_changes_the_logits(field, value, network):
+    other = Transformer(dataclasses.replace(CONFIG, **{field: value}), key=jax.random.key(0))
+    assert np.abs(np.asarray(other(ids())[0] - network(ids())[0])).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 98),
+        ("d_model", 52),
+        ("num_layers", 4),
+        ("d_ff", 84),
+        ("initializer_range", 0.3),
+    ],
+)
+def test_config_field_changes_the_weights(field, value, network):
+    other = Transformer(dataclasses.replace(CONFIG, **{field: value}), key=jax.random.key(0))
+    old, new = jax.tree.leaves(nnx.state(network)), jax.tree.leaves(nnx.state(other))
+    same = len(old) == len(new) and all(
+        a.shape == b.shape and bool((a == b).all()) for a, b in zip(old, new, strict=True)
+    )
+    assert not same
+
+
+def test_capture_changes_nothing_and_sites_are_complete(network):
+    from gptj_lab import names
+
+    wanted = names.all_sites(CONFIG.num_layers)
+    collector = sites.Collector(wanted)
+    logits, _ = network(ids(), site=collector)
+    assert (logits == network(ids())[0]).all()
+    assert list(collector.values) == wanted
+    pattern = collector.values["blocks.1.attn.pattern"]
+    assert pattern.shape == (2, 4, 20, 20)
+    np.testing.assert_allclose(pattern.sum(-1), 1, rtol=1e-5)
+    assert float(jnp.triu(pattern, 1).max()) == 0.0
+
+
+def test_unused_sites_leave_the_program_as_it_is(network):
+    graph, state = nnx.split(network)
+    tokens = jnp.asarray(ids())
+
+    def lowered(site):
+        def forward(state):
+            return nnx.merge(graph, state)(tokens, site=site)[0]
+
+        return jax.jit(forward).lower(state).as_text()
+
+    assert lowered(sites.ignore) == lowered(sites.intervene({}))
+
+
+def test_intervention_replaces_a_value(network):
+    site = sites.intervene({"blocks.0.attn_out": jnp.zeros_like, "blocks.0.mlp_out": jnp.zeros_like})
+    collector = sites.Collector(["blocks.0.resid_pre", "blocks.1.resid_pre"])
+    network(ids(), site=lambda name, value: collector(name, site(name, value)))
+    assert (collector.values["blocks.0.resid_pre"] == collector.values["blocks.1.resid_pre"]).all()
+    wrong = sites.intervene({"embed": lambda value: value[:1]})
+    with pytest.raises(ValueError, match="embed returned shape"):
+        network(ids(), site=wrong)
+
+
+def test_site_patterns():
+    assert sites.match(["blocks.*.attn.pattern"], 2) == [
+        "blocks.0.attn.pattern",
+        "blocks.1.attn.pattern",
+    ]
+    with pytest.raises(ValueError, match="parallel"):
+        sites.match(["blocks.0.resid_mid"], 2)
+    with pytest.raises(ValueError, match=r"nearest are .*blocks\.1\.attn\.pattern"):
+        sites.match(["blocks.1.attn.patern"], 2)
