@@ -148,7 +148,7 @@ def write(
                 "weight_map": {t: n for n, s in zip(names, shards, strict=True) for t in s},
             }
             (aside / _INDEX).write_text(json.dumps(index, indent=2))
-        fields = config.to_hugging_face() | {"dtype": str(shards[0][_OUTER[("embed",)]].dtype)}
+        fields = config.to_hugging_face() | {"dtype": str(network.embed.get_value().dtype)}
         (aside / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
