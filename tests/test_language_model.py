@@ -1,0 +1,71 @@
+"""LanguageModel and load: the same logits after a round trip, and what they refuse."""
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+import gptj_lab
+from gptj_lab.config import ModelConfig
+from gptj_lab.model.transformer import Transformer
+from gptj_lab.tokenizer import Tokenizer
+
+
+def make(vocab_size):
+    config = ModelConfig(
+        vocab_size=vocab_size, context=8, d_model=16, num_layers=2, num_heads=2, d_rotary=4,
+        d_ff=32, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    network = Transformer(config, key=jax.random.key(0))
+    return gptj_lab.LanguageModel(config, network, Tokenizer(inner), "tiny")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make(260)
+
+
+def test_saved_and_loaded_gives_the_same_logits(model, tmp_path):
+    model.save(tmp_path)
+    again = gptj_lab.load(tmp_path)
+    assert (again.logits([[1, 2, 3]]) == model.logits([[1, 2, 3]])).all()
+    assert gptj_lab.load(tmp_path, weights="bfloat16").dtype == "bfloat16"
+
+
+def test_trace_names_the_sites_that_were_asked_for(model):
+    trace = model.trace("hello", sites=["blocks.*.attn.pattern"])
+    assert list(trace) == ["blocks.0.attn.pattern", "blocks.1.attn.pattern"]
+    np.testing.assert_allclose(trace["blocks.1.attn.pattern"].sum(-1), 1, rtol=1e-5)
+    assert trace["blocks.0.attn.pattern"].shape == (2, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([[1, 260]], "from 1 to 260"),
+        ([[-1]], "from -1"),
+        ([[0] * 11], "3 more than the context of 8"),
+        ([1, 2], "shape"),
+        ([[]], "shape"),
+        ([[0.5]], "float64"),
+        ([[1], [1, 2]], "unequal length"),
+    ],
+)
+def test_token_ids_that_do_not_fit(model, ids, words):
+    with pytest.raises(ValueError, match=words):
+        model.logits(ids)
+
+
+def test_tokenizer_larger_than_the_embedding():
+    with pytest.raises(ValueError, match="256 tokens, the embedding only 100"):
+        make(100)
+
+
+def test_unknown_model_name():
+    with pytest.raises(FileNotFoundError, match="'gpt-jay' is not the embedded"):
+        gptj_lab.load("gpt-jay")
