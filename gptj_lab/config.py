@@ -139,9 +139,7 @@ class ModelConfig:
         """
         kind = fields.get("model_type")
         if kind != "gptj":
-            raise ValueError(
-                f"model_type in {where} is {kind!r}: this version reads 'gptj' only"
-            )
+            raise ValueError(f"model_type in {where} is {kind!r}: this version reads 'gptj' only")
         for name, value in fields.items():
             if name in _FIXED:
                 if value not in _FIXED[name]:

@@ -89,15 +89,13 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
 
     def display(self, token_id: int) -> str:
-        """One token as a person should see it: ` a` as ␣a, a newline as ↵, half a character ‹E2›."""
+        """One token as a person should see it: ␣ for a space, ↵ for a newline, ‹E2› for half a char."""
         raw = self.token_bytes(token_id)
         try:
             text = raw.decode()
         except UnicodeDecodeError:
             return "‹" + raw.hex(" ").upper() + "›"
-        return "".join(
-            _VISIBLE.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in text
-        )
+        return "".join(_VISIBLE.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in text)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers loads."""

@@ -46,7 +46,7 @@ def torch_gptj():
         torch.manual_seed(seed)
         model = transformers.GPTJForCausalLM(transformers.GPTJConfig(**(base | fields))).eval()
         with torch.no_grad():  # biases and norms start at 0 and 1: move them, so that they count
-            for name, value in model.named_parameters():
+            for _, value in model.named_parameters():
                 if value.ndim == 1:
                     value.add_(0.2 * torch.randn_like(value))
         return model

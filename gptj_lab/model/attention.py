@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.cache import LayerCache
 from gptj_lab.model.linear import Linear
-from gptj_lab.model.positions import rotate, rotary_angles
+from gptj_lab.model.positions import rotary_angles, rotate
 from gptj_lab.model.sites import Site
 
 

@@ -179,7 +179,9 @@ def test_unused_sites_leave_the_program_as_it_is(network):
 
 
 def test_intervention_replaces_a_value(network):
-    site = sites.intervene({"blocks.0.attn_out": jnp.zeros_like, "blocks.0.mlp_out": jnp.zeros_like})
+    site = sites.intervene(
+        {"blocks.0.attn_out": jnp.zeros_like, "blocks.0.mlp_out": jnp.zeros_like}
+    )
     collector = sites.Collector(["blocks.0.resid_pre", "blocks.1.resid_pre"])
     network(ids(), site=lambda name, value: collector(name, site(name, value)))
     assert (collector.values["blocks.0.resid_pre"] == collector.values["blocks.1.resid_pre"]).all()
