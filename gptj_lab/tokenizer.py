@@ -89,7 +89,7 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
 
     def display(self, token_id: int) -> str:
-        """One token as a person should see it: ␣ for a space, ↵ for a newline, ‹E2› for half a char."""
+        """One token as a person should see it: ␣ for a space, ↵ for a newline, ‹E2› for a byte."""
         raw = self.token_bytes(token_id)
         try:
             text = raw.decode()
