@@ -1,20 +1,60 @@
 PYTHON ?= python3
 BIN = .venv/bin
+START = notebooks/00_start_here.ipynb
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+TRY ?= Once upon a time
 
-.PHONY: test slow check
+LAB_FLAGS = $(if $(wildcard $(START)),--LabApp.default_url=/lab/tree/$(START))
+ifeq ($(shell uname -s)$(DISPLAY)$(WAYLAND_DISPLAY),Linux)
+LAB_FLAGS += --no-browser
+endif
+ifeq ($(shell id -u),0)
+LAB_FLAGS += --allow-root
+endif
+
+.PHONY: lab test try check slow notebooks colab
+lab: .venv/lab
+	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
+
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
-slow: .venv/test
-	$(BIN)/python -m pytest -m slow
+try: .venv/base
+	$(BIN)/gptj-lab generate "$(TRY)" $(ARGS)
 
 check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+slow: .venv/test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+notebooks: .venv/test
+	$(if $(NOTEBOOKS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS),\
+	    @echo "make notebooks: notebooks/ holds no notebook yet" >&2; exit 1)
+
+colab: .venv/test
+	@test -f colab/build.py || { echo "make colab: colab/build.py is not written yet" >&2; exit 1; }
+	$(BIN)/python colab/build.py
+
+# The stamps lie inside .venv, so that deleting it starts afresh; each depends on the versions.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "gptj_lab needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	    "name another with PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/base: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/lab: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e '.[lab]'
+	touch $@ .venv/base
 
 # torch first, by its exact version: an open range takes a CUDA build of several gigabytes.
-.venv/test: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+.venv/test: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q -e '.[test]'
-	touch $@
+	touch $@ .venv/lab .venv/base
