@@ -1,9 +1,19 @@
-"""Loading a tokenizer; token strings as a person should see them."""
+"""Tokenizers: loading, training, streaming; token strings as a person should see them."""
 
-from collections.abc import Sequence
+import codecs
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
 
 import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+_ASSETS = Path(__file__).parent / "assets" / "gpt2_bpe"
+_END_OF_TEXT = "<|endoftext|>"
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -14,44 +24,105 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | stand_ins
 
 
-_BYTES = _byte_alphabet()
-_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
+_BYTES = _byte_alphabet()  # its order is also that of GPT-2's first 256 ids
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer, on the `tokenizers` library."""
+    """A byte-level BPE tokenizer, on the `tokenizers` library.
+
+    >>> Tokenizer.gpt2().encode("Hello world")
+    [15496, 995]
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer):
+        """Wraps a byte-level tokenizer; its padding and truncation are switched off.
+
+        Raises:
+            ValueError: a token is not written in GPT-2's byte alphabet.
+        """
+        inner.no_padding()
+        inner.no_truncation()
         self._inner = inner
-        self._added = {i: t.content for i, t in inner.get_added_tokens_decoder().items()}
+        self._raw = {i: t.content.encode() for i, t in inner.get_added_tokens_decoder().items()}
+        for token, token_id in inner.get_vocab(with_added_tokens=False).items():
+            if token_id in self._raw:
+                continue
+            try:
+                self._raw[token_id] = bytes([_BYTES[character] for character in token])
+            except KeyError as error:
+                raise ValueError(
+                    f"token {token_id} {token!r} holds {error}, which stands for no byte: "
+                    "only byte-level BPE tokenizers (GPT-2's kind) are supported"
+                ) from None
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory.
+        """The tokenizer of a Hugging Face directory: tokenizer.json, else vocab.json + merges.txt.
 
         Raises:
-            FileNotFoundError: the directory has no tokenizer.json.
-            ValueError: tokenizer.json is damaged.
+            FileNotFoundError: the directory, or what it needs to hold, is missing.
+            ValueError: a file is damaged, or is no byte-level BPE.
         """
-        path = Path(directory) / "tokenizer.json"
-        if not path.is_file():
+        folder = Path(directory)
+        if not folder.is_dir():
             raise FileNotFoundError(
-                f"{directory} has no tokenizer.json: copy the model's tokenizer.json there"
+                f"{folder} is not a directory: give the one that holds tokenizer.json"
+            )
+        path = folder / "tokenizer.json"
+        pair = folder / "vocab.json", folder / "merges.txt"
+        if not path.is_file() and not all(file.is_file() for file in pair):
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer.json, nor vocab.json with merges.txt: "
+                "copy the model's tokenizer.json there"
             )
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            if path.is_file():
+                inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            else:
+                path = pair[0]
+                inner = _from_vocabulary_and_merges(folder)
         except Exception as error:  # the library raises plain Exception for every fault
-            raise ValueError(f"{path} is not a tokenizer ({error}): copy it again") from None
+            raise ValueError(f"{path} is not a tokenizer ({error}): copy it again") from error
+        try:
+            return cls(inner)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """GPT-2's BPE with GPT-J's 143 spare tokens, 50,400 in all, as EleutherAI/gpt-j-6b has it.
+
+        Ids: 256 bytes, 50,000 merges in order, <|endoftext|> = 50256, then <|extratoken_1|> to
+        <|extratoken_143|>. The merges are OpenAI's vocab.bpe, shipped in assets/gpt2_bpe.
+        """
+        lines = gzip.decompress((_ASSETS / "vocab.bpe.gz").read_bytes()).decode().splitlines()
+        merges = [(left, right) for left, right in (line.split(" ") for line in lines[1:])]
+        tokens = [*_BYTES, *(left + right for left, right in merges), _END_OF_TEXT]
+        inner = _byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+        inner.add_tokens([AddedToken(f"<|extratoken_{i}|>") for i in range(1, 144)])
+        return cls(inner)
 
     @property
     def vocab_size(self) -> int:
         """One more than the highest token id."""
-        return max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._raw, default=-1) + 1
 
     @property
     def end_of_text_id(self) -> int | None:
         """The id of <|endoftext|>, if it is there."""
-        return self._inner.token_to_id("<|endoftext|>")
+        return self.token_to_id(_END_OF_TEXT)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token in the vocabulary's own spelling (Ġ for a space), if it is there."""
+        return self._inner.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling (Ġ for a space) of a token, if the id has one.
+
+        Raises:
+            ValueError: a negative id.
+        """
+        return self._inner.id_to_token(index(token_id)) if self._has(token_id) else None
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`; the text of a special token becomes that token.
@@ -60,15 +131,7 @@ class Tokenizer:
             TypeError: not a str.
             ValueError: a lone surrogate, which is half a character and has no UTF-8 form.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"the text is a {type(text).__name__}: a str is needed")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text holds a lone surrogate {text[error.start]!r} at position "
-                f"{error.start}: remove it, it is half a character"
-            ) from None
+        _check_text(text)
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -77,29 +140,160 @@ class Tokenizer:
         Raises:
             ValueError: a negative id.
         """
-        if token_id < 0:
-            raise ValueError(f"token id {token_id} is negative: ids count from 0")
-        if token_id in self._added:
-            return self._added[token_id].encode()
-        token = self._inner.id_to_token(token_id)
-        return b"" if token is None else bytes(_BYTES[character] for character in token)
+        return self._raw[index(token_id)] if self._has(token_id) else b""
+
+    def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
+        """The exact bytes of the tokens; an added token gives its text's UTF-8.
+
+        Raises:
+            ValueError: a negative id.
+        """
+        return b"".join(map(self.token_bytes, token_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of the tokens; bytes that are not UTF-8 become the replacement character."""
-        return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
+        """The text of the tokens; bytes that are not UTF-8 become the replacement character.
+
+        Nothing is skipped or tidied: special tokens show their text, spaces stay as they are.
+        """
+        return self.decode_bytes(token_ids).decode(errors="replace")
 
     def display(self, token_id: int) -> str:
-        """One token as a person should see it: ␣ for a space, ↵ for a newline, ‹E2› for a byte."""
-        raw = self.token_bytes(token_id)
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            return "‹" + raw.hex(" ").upper() + "›"
-        return "".join(_VISIBLE.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in text)
+        """One token as a person should see it.
+
+        ␣ is a space, ↵ a newline, ⇥ a tab, ␀ and its like control characters, ‹E2 80› bytes that
+        are no whole UTF-8 character, ‹U+200B› a character that has no ink, ‹no token› a spare row.
+
+        >>> Tokenizer.gpt2().display(995)
+        '␣world'
+        """
+        if not self._has(token_id):
+            return "‹no token›"
+        text = self.token_bytes(token_id).decode(errors="surrogateescape")
+        return re.sub("[\udc80-\udcff]+|.", _show, text, flags=re.DOTALL)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers loads."""
-        self._inner.save(str(Path(directory) / "tokenizer.json"))
-        (Path(directory) / "tokenizer_config.json").write_text(
-            '{"tokenizer_class": "PreTrainedTokenizerFast"}\n'
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        # transformers' GPT2Tokenizer class would rebuild the tokenizer; this one takes it as it is.
+        settings: dict[str, str | bool] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.end_of_text_id is not None:
+            settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT)
+        self._inner.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
         )
+
+    def _has(self, token_id: int) -> bool:
+        if index(token_id) < 0:
+            raise ValueError(f"token id {token_id} is negative: ids count from 0")
+        return index(token_id) in self._raw
+
+
+class StreamDecoder:
+    """Text from tokens one at a time, never half a UTF-8 character.
+
+    All that `push` and then `flush` return, joined, equals `Tokenizer.decode` of the same ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes, perhaps none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """The replacement character if half a character is waiting, else nothing; starts anew."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens, with GPT-2's splitting; deterministic.
+
+    <|endoftext|> is id 0, the 256 bytes follow, then the merges, each of a pair seen at least
+    twice. <|endoftext|> inside a text separates documents and is not learnt from.
+
+    Raises:
+        TypeError: `texts` is one str, or holds something else than str.
+        ValueError: `vocab_size` is below 257; a text holds a lone surrogate.
+    """
+    if isinstance(texts, str):
+        raise TypeError("texts is one str: give an iterable of them, for example [text]")
+    if vocab_size < 257:
+        raise ValueError(
+            f"vocab_size is {vocab_size}: at least 257 are needed, 256 bytes and {_END_OF_TEXT}"
+        )
+
+    def documents() -> Iterator[str]:
+        for text in texts:
+            _check_text(text)
+            yield from text.split(_END_OF_TEXT)
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[_END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner = _byte_level(models.BPE())
+    inner.train_from_iterator(documents(), trainer)
+    return Tokenizer(inner)
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """GPT-2's pipeline around a BPE; <|endoftext|> is special if the vocabulary has it."""
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    if inner.token_to_id(_END_OF_TEXT) is not None:
+        inner.add_special_tokens([AddedToken(_END_OF_TEXT, special=True, normalized=False)])
+    return inner
+
+
+def _from_vocabulary_and_merges(folder: Path) -> tokenizers.Tokenizer:
+    """GPT-2's older layout: vocab.json, merges.txt and, if there, added_tokens.json."""
+    inner = _byte_level(
+        models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    )
+    added = folder / "added_tokens.json"
+    if added.is_file():
+        ids = json.loads(added.read_text(encoding="utf-8"))
+        inner.add_tokens([AddedToken(token) for token in sorted(ids, key=lambda t: ids[t])])
+        for token, token_id in ids.items():
+            if inner.token_to_id(token) != token_id:
+                raise ValueError(
+                    f"{added.name} gives {token!r} id {token_id}, "
+                    f"after vocab.json it is {inner.token_to_id(token)}"
+                )
+    return inner
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"the text is a {type(text).__name__}: a str is needed")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds a lone surrogate {text[error.start]!r} at position "
+            f"{error.start}: remove it, it is half a character"
+        ) from None
+
+
+def _show(match: re.Match[str]) -> str:
+    piece = match.group()
+    if "\udc80" <= piece[0] <= "\udcff":
+        return "‹" + piece.encode(errors="surrogateescape").hex(" ").upper() + "›"
+    if piece in _VISIBLE:
+        return _VISIBLE[piece]
+    if ord(piece) < 32:
+        return chr(0x2400 + ord(piece))
+    return piece if piece.isprintable() else f"‹U+{ord(piece):04X}›"
