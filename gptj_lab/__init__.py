@@ -4,14 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptj_lab import widgets
     from gptj_lab.config import ModelConfig
+    from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
 
-__all__ = ["LanguageModel", "ModelConfig", "load"]
+__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "widgets"]
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, and nothing touches a device.
 _HOME = {
+    "Completion": "gptj_lab.generation.decoding",
     "LanguageModel": "gptj_lab.language_model",
     "ModelConfig": "gptj_lab.config",
     "load": "gptj_lab.language_model",
@@ -19,6 +22,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "widgets":
+        return importlib.import_module("gptj_lab.widgets")
     if name not in _HOME:
         raise AttributeError(f"gptj_lab has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)

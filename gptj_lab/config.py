@@ -152,7 +152,9 @@ class ModelConfig:
                     f"{name} in {where} is a field that this network doesn't honour "
                     f"(its value is {value!r}): remove it if it doesn't change the computation"
                 )
-        ours = {_HONOURED[name]: value for name, value in fields.items() if name in _HONOURED}
+        ours: dict[str, Any] = {
+            _HONOURED[name]: value for name, value in fields.items() if name in _HONOURED
+        }
         if ours.get("d_ff") is None and isinstance(ours.get("d_model"), int):
             ours["d_ff"] = 4 * ours["d_model"]
         # Fields that Hugging Face leaves out when they hold GPT-J's own value.

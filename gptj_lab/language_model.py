@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptj_lab.generation.decoding import Completion
 
 _PACKAGE = Path(__file__).parent
 # In a clone the embedded model lies beside the package, in a wheel inside it.
@@ -72,6 +76,32 @@ class LanguageModel:
                 rows longer than the context.
         """
         return self._run(self._checked(token_ids), ())[0]
+
+    def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
+        """Completions of one prompt or several, the samples of each prompt side by side.
+
+        The settings are those of `gptj_lab.generation.decoding.Decoding`: max_new_tokens,
+        temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
+        presence_penalty, token_bias, ban, stop, seed, samples, keep_end.
+
+        Raises:
+            TypeError, ValueError: the message names the setting, its value and the fix.
+        """
+        from gptj_lab.generation.decoding import Decoding
+
+        decoding = Decoding(self, prompts, **settings)
+        while decoding.advance():
+            pass
+        return decoding.completions()
+
+    def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
+        """The text after `prompt` as it comes, in pieces; closing the iterator stops the work.
+
+        The settings are those of `generate`, without samples.
+        """
+        from gptj_lab.generation.decoding import stream
+
+        return stream(self, prompt, **settings)
 
     def trace(self, prompt: str, sites: Sequence[str]) -> dict[str, Array]:  # noqa: F811
         """The values at the sites that the patterns name, for one prompt (batch axis dropped).

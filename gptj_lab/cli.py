@@ -1,0 +1,133 @@
+"""The command line: the same words as in Python, for the same things."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptj_lab import __version__
+
+# Settings of `generate`: their type, and what they do.
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "max-new-tokens": (int, "tokens to make at most (64)"),
+    "temperature": (float, "0 always takes the likeliest token (1)"),
+    "top-k": (int, "keep the k likeliest tokens, 0 keeps all (0)"),
+    "top-p": (float, "keep the likeliest tokens that together reach this probability (1)"),
+    "min-p": (float, "keep tokens at least this times as likely as the likeliest (0)"),
+    "typical-p": (float, "keep the tokens nearest to the expected surprise (1)"),
+    "repetition-penalty": (float, "above 1, tokens seen become less likely (1)"),
+    "frequency-penalty": (float, "subtracted from a token's logit each time it was made (0)"),
+    "presence-penalty": (float, "subtracted once from the logits of tokens made (0)"),
+    "seed": (int, "the same seed gives the same text (0)"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code. Bad input is one sentence on stderr and code 2."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.run(chosen)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"gptj-lab {chosen.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gptj-lab", description="A playground around GPT-J.")
+    parser.add_argument("--version", action="version", version=f"gptj-lab {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    lab = commands.add_parser("lab", help="open JupyterLab on the first notebook")
+    lab.add_argument("options", nargs=argparse.REMAINDER, help="handed on to `jupyter lab`")
+    lab.set_defaults(run=_lab)
+
+    generate = commands.add_parser("generate", help="continue a prompt, streaming")
+    generate.add_argument("prompt", help="the text to continue, or - to read it from stdin")
+    generate.add_argument("--model", default="pocket", help="pocket, a directory, or a hub name")
+    generate.add_argument("--weights", default="float32", help="float32, bfloat16 or float16")
+    for name, (kind, what) in _SETTINGS.items():
+        generate.add_argument(f"--{name}", type=kind, help=what, default=argparse.SUPPRESS)
+    generate.add_argument(
+        "--stop", action="append", default=argparse.SUPPRESS, help="a text that ends it; repeatable"
+    )
+    generate.add_argument(
+        "--keep-end", action="store_true", help="of a prompt too long, keep the end"
+    )
+    generate.add_argument("--json", action="store_true", help="one JSON object, with logprobs")
+    generate.set_defaults(run=_generate)
+
+    train = commands.add_parser("train-pocket", help="train the embedded model from a folder")
+    train.add_argument("--text", required=True, type=Path, help="a folder of *.txt files")
+    train.add_argument("--out", required=True, type=Path, help="state, curve and weights go here")
+    train.add_argument("--steps", type=int, default=20_000, help="steps in all (20000)")
+    train.add_argument("--decay-steps", type=int, help="steps of falling rate (a fifth of all)")
+    train.add_argument("--minutes", type=float, help="stop and save after so long; run again later")
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(run=_train_pocket)
+    return parser
+
+
+def _lab(chosen: argparse.Namespace) -> int:
+    notebook = "notebooks/00_start_here.ipynb"
+    start = [f"--LabApp.default_url=/lab/tree/{notebook}"] if Path(notebook).is_file() else []
+    try:
+        return subprocess.call([sys.executable, "-m", "jupyter", "lab", *start, *chosen.options])
+    except FileNotFoundError:
+        raise OSError("JupyterLab is not installed: pip install 'gptj_lab[lab]'") from None
+
+
+def _generate(chosen: argparse.Namespace) -> int:
+    names = [name.replace("-", "_") for name in (*_SETTINGS, "stop", "keep-end")]
+    settings = {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}
+    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    _keep_compiled_programs()
+    import gptj_lab
+
+    model = gptj_lab.load(chosen.model, weights=chosen.weights)
+    if chosen.json:
+        (done,) = model.generate(prompt, **settings)
+        fields = ("prompt", "text", "token_ids", "logprobs", "finish_reason")
+        print(json.dumps({name: getattr(done, name) for name in fields}))
+        return 0
+    pieces = model.stream(prompt, **settings)
+    print(prompt, end="", flush=True)
+    begun = time.perf_counter()
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        print()
+    print(f"[{time.perf_counter() - begun:.1f} s]", file=sys.stderr)
+    return 0
+
+
+def _train_pocket(chosen: argparse.Namespace) -> int:
+    from gptj_lab.finetuning import pocket
+
+    pocket.train_pocket(
+        chosen.text, chosen.out,
+        steps=chosen.steps, decay_steps=chosen.decay_steps, max_minutes=chosen.minutes,
+        seed=chosen.seed, export_to=chosen.out / "pocket",
+    )  # fmt: skip
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs between runs, unless the user has chosen a place."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "gptj_lab" / "xla")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,621 @@
+"""The recipe of the embedded model: a folder of stories and the standard library, to a GPT-J."""
+
+import contextlib
+import functools
+import json
+import lzma
+import math
+import random
+import re
+import shutil
+import signal
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from optax import contrib
+
+from gptj_lab.checkpoints import huggingface
+from gptj_lab.config import ModelConfig
+from gptj_lab.model.transformer import Transformer
+from gptj_lab.tokenizer import Tokenizer, train_bpe
+
+END_OF_TEXT = "<|endoftext|>"
+# Modules of the standard library that are never trained on.
+HELD_OUT_MODULES = (
+    "bisect", "calendar", "colorsys", "fractions", "heapq",
+    "queue", "sched", "shlex", "statistics", "textwrap",
+)  # fmt: skip
+# Folders that are tests, other people's packages, or tables rather than code.
+_NOT_CODE = {
+    "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings",
+    "pydoc_data", "__phello__",
+}  # fmt: skip
+_SHINGLE = 10  # words that a training paragraph and a validation text may not share in a row
+_SAMPLE_BYTES = 24_000  # of each held-out text, scored while training
+
+
+# --- Text ---
+
+
+def split_documents(text: str) -> list[str]:
+    """The documents of a file: between <|endoftext|>, and from each `# Title:` line on."""
+    pieces = (
+        piece for part in text.split(END_OF_TEXT) for piece in re.split(r"(?m)^(?=# Title:)", part)
+    )
+    return [piece.strip() + "\n" for piece in pieces if piece.strip()]
+
+
+def held_out_documents() -> list[str]:
+    """The source of HELD_OUT_MODULES in the running interpreter."""
+    return [(_library() / f"{name}.py").read_text("utf-8") for name in HELD_OUT_MODULES]
+
+
+def validation_documents(text_dir: Path | str) -> list[str]:
+    """The documents of every *_val.txt in the folder."""
+    files = sorted(Path(text_dir).glob("*_val.txt"))
+    return [doc for file in files for doc in split_documents(file.read_text("utf-8"))]
+
+
+def training_documents(
+    text_dir: Path | str, *, code_share: float = 0.2, seed: int = 0
+) -> list[str]:
+    """The folder's documents and as much of the standard library as is `code_share` of the bytes.
+
+    A paragraph that shares ten words in a row with a validation text is left out: the tales of
+    one collection are printed again in another.
+
+    Raises:
+        FileNotFoundError: the folder holds no text to train on.
+    """
+    text_dir = Path(text_dir)
+    files = [file for file in sorted(text_dir.glob("*.txt")) if not file.stem.endswith("_val")]
+    unseen = {shingle for doc in validation_documents(text_dir) for shingle in _shingles(doc)}
+    stories = [
+        _without(unseen, doc) for file in files for doc in split_documents(file.read_text("utf-8"))
+    ]
+    stories = [story for story in stories if story.strip()]
+    if not stories:
+        raise FileNotFoundError(
+            f"{text_dir} holds no text to train on: give a folder of *.txt files in UTF-8 "
+            "(names ending in _val.txt are held out)"
+        )
+    wanted = sum(len(doc.encode()) for doc in stories) * code_share / (1 - code_share)
+    code: list[str] = []
+    for path in _code_files(seed):
+        size = path.stat().st_size
+        if size <= wanted:
+            code.append(path.read_text("utf-8"))
+            wanted -= size
+    return stories + code
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _code_files(seed: int) -> list[Path]:
+    """The standard library's modules that may be trained on, in an order drawn from the seed."""
+    held_out = {f"{name}.py" for name in HELD_OUT_MODULES}
+    names = sorted(
+        path.relative_to(_library()).as_posix()
+        for path in _library().rglob("*.py")
+        if not _NOT_CODE & set(path.relative_to(_library()).parts[:-1])
+    )
+    names = [name for name in names if name not in held_out]
+    random.Random(seed).shuffle(names)
+    return [path for name in names if _is_text(path := _library() / name)]
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return bool(text.strip()) and END_OF_TEXT not in text
+
+
+def _shingles(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"[a-z]+", text.lower())
+    return (tuple(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1))
+
+
+def _without(unseen: set[tuple[str, ...]], text: str) -> str:
+    parts = text.split("\n\n")
+    return "\n\n".join(part for part in parts if unseen.isdisjoint(_shingles(part)))
+
+
+def _prepare(out: Path, text_dir: Path, vocab_size: int, seed: int) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer and the memory-mapped tokens, made once: <|endoftext|> around each document."""
+    cache, folder = out / "tokens.npy", out / "tokenizer"
+    if not cache.exists():
+        documents = training_documents(text_dir, seed=seed)
+        tokenizer = train_bpe(documents, vocab_size)
+        tokenizer.save(folder)
+        end = _end(tokenizer)
+        pieces = [[end]]
+        for document in documents:
+            pieces.append(tokenizer.encode(document))
+            pieces.append([end])
+        aside = out / ".tokens.npy"
+        with aside.open("wb") as file:
+            np.save(file, np.concatenate([np.asarray(piece, np.uint16) for piece in pieces]))
+        aside.rename(cache)
+    return Tokenizer.from_directory(folder), np.load(cache, mmap_mode="r")
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    end = tokenizer.end_of_text_id
+    if end is None:
+        raise ValueError(f"the tokenizer has no {END_OF_TEXT}: train it with train_bpe")
+    return end
+
+
+# --- Batches ---
+
+
+def windows(tokens: np.ndarray, *, seed: int, step: int, batch: int, context: int) -> np.ndarray:
+    """int32 [batch, context + 1]: the windows of one step, a pure function of seed and step.
+
+    Each epoch cuts the tokens at another offset and takes every window once.
+    """
+    count = (len(tokens) - 1) // context - 1
+    if count < 1:
+        raise ValueError(
+            f"the text is {len(tokens)} tokens, too short for windows of {context}: add text"
+        )
+    rows = []
+    for number in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(number, count)
+        offset, order = _epoch(seed, epoch, count, context)
+        start = offset + int(order[place]) * context
+        rows.append(tokens[start : start + context + 1])
+    return np.stack(rows).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, count: int, context: int) -> tuple[int, np.ndarray]:
+    rng = np.random.default_rng([seed, epoch])
+    return int(rng.integers(context)), rng.permutation(count)
+
+
+# --- Training ---
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _optimiser() -> optax.GradientTransformation:
+    """Muon (Jordan 2024) on the blocks' matrices, Adam at a tenth of its rate on the rest.
+
+    Its updates are for a learning rate of 1: each step scales them by the rate it is given.
+    """
+
+    def matrices(params: Any) -> Any:
+        def kind(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+            inside = "blocks" in jax.tree_util.keystr(path) and leaf.ndim == 2
+            return contrib.MuonDimensionNumbers() if inside else None
+
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        contrib.muon(
+            1.0,
+            weight_decay=0.01,
+            adam_learning_rate=0.1,
+            adam_b2=0.95,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+def _make_step(graph: Any, optimiser: optax.GradientTransformation) -> Callable[..., Any]:
+    def loss_of(params: Any, rows: jax.Array) -> jax.Array:
+        logits, _ = nnx.merge(graph, params)(rows[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params: Any, moments: Any, rows: jax.Array, rate: jax.Array) -> Any:
+        loss, gradients = jax.value_and_grad(loss_of)(params, rows)
+        updates, moments = optimiser.update(gradients, moments, params)
+        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+        return params, moments, loss
+
+    return train_step
+
+
+class _States:
+    """Saved training states below `out`: the newest two, and the last before the rate fell."""
+
+    def __init__(self, out: Path):
+        self._newest = self._manager(out / "states", 2)
+        self._steady = self._manager(out / "steady", 1)
+
+    @staticmethod
+    def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        )
+        return ocp.CheckpointManager(path.resolve(), options=options)
+
+    @property
+    def step(self) -> int | None:
+        return self._newest.latest_step()
+
+    @property
+    def steady_step(self) -> int | None:
+        return self._steady.latest_step()
+
+    def save(self, step: int, state: Any, *, steady: bool = False) -> None:
+        manager = self._steady if steady else self._newest
+        if step not in manager.all_steps():
+            manager.save(step, args=ocp.args.StandardSave(_named(state)))
+
+    def restore(self, like: Any, *, steady: bool = False) -> Any:
+        """The saved state, in the shapes of `like`."""
+        manager = self._steady if steady else self._newest
+        named = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like))
+        found = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(named))
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in sorted(found)])
+
+    def forget_after(self, step: int) -> None:
+        for saved in self._newest.all_steps():
+            if saved > step:
+                self._newest.delete(saved)
+
+    def close(self) -> None:
+        self._newest.close()
+        self._steady.close()
+
+
+def _named(state: Any) -> dict[str, Any]:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
+    end = _end(tokenizer)
+    return ModelConfig(
+        vocab_size=settings["vocab_size"], context=settings["context"],
+        d_model=settings["d_model"], num_layers=settings["num_layers"],
+        num_heads=settings["num_heads"], d_rotary=settings["d_rotary"],
+        d_ff=4 * settings["d_model"], activation="gelu_new", layer_norm_eps=1e-5,
+        initializer_range=0.02, bos_token_id=end, eos_token_id=end,
+    )  # fmt: skip
+
+
+def _new(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[Any, Any, Any]:
+    """The graph, the parameters and the optimiser's moments at step 0."""
+    network = Transformer(_config(settings, tokenizer), key=jax.random.key(settings["seed"]))
+    graph, params = nnx.split(network)
+    return graph, params, _optimiser().init(params)
+
+
+def _agree(out: Path, settings: dict[str, Any]) -> None:
+    """Writes settings.json, or compares it with that of the state which is there."""
+    path = out / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        return
+    saved = json.loads(path.read_text("utf-8"))
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name} is {value!r} but the state in {out} was trained with "
+                f"{saved.get(name)!r}: give the same value or another folder"
+            )
+
+
+def train_pocket(
+    text_dir: Path | str,
+    out_dir: Path | str,
+    *,
+    steps: int,
+    decay_steps: int | None = None,
+    max_minutes: float = math.inf,
+    save_every_minutes: float = 6.0,
+    batch: int = 16,
+    d_model: int = 256,
+    num_layers: int = 6,
+    num_heads: int = 8,
+    d_rotary: int = 16,
+    context: int = 256,
+    vocab_size: int = 4096,
+    peak_lr: float = 0.02,
+    warmup_steps: int = 100,
+    seed: int = 0,
+    export_to: Path | str | None = None,
+    say: Callable[[str], None] = _say,
+) -> int:
+    """Trains until `steps`, going on from what `out_dir` holds.
+
+    The learning rate warms up, stays, and falls linearly to nothing over the last `decay_steps`
+    (a fifth of `steps` by default). A finished run is extended by asking for more steps: it goes
+    on from the state saved before the rate fell.
+
+    Args:
+        max_minutes: stop and save after so long; call again to go on.
+        export_to: a Hugging Face directory to be rewritten at every save.
+
+    Returns:
+        The number of steps that the newest state has seen.
+
+    Raises:
+        FileNotFoundError: there is no text in `text_dir`.
+        ValueError: `out_dir` holds a state of other settings; the message names the first.
+        FloatingPointError: the loss is no longer a number; the last saved state stays.
+    """
+    text_dir, out = Path(text_dir), Path(out_dir)
+    falling = steps // 5 if decay_steps is None else decay_steps
+    if steps < 1 or not 0 <= falling <= steps:
+        raise ValueError(
+            f"steps is {steps} and decay_steps {falling}: at least 1 step, and no longer a fall"
+        )
+    if not text_dir.is_dir():
+        raise FileNotFoundError(f"{text_dir} is not a directory: give a folder of *.txt files")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = dict(
+        text_dir=str(text_dir.resolve()), batch=batch, d_model=d_model, num_layers=num_layers,
+        num_heads=num_heads, d_rotary=d_rotary, context=context, vocab_size=vocab_size,
+        peak_lr=peak_lr, warmup_steps=warmup_steps, seed=seed,
+    )  # fmt: skip
+    _agree(out, settings)
+    tokenizer, tokens = _prepare(out, text_dir, vocab_size, seed)
+    bytes_per_token = _bytes_per_token(tokenizer, tokens)
+    say(f"{len(tokens):,} tokens, {bytes_per_token:.2f} bytes a token")
+    samples = {
+        "tales": _head(validation_documents(text_dir)),
+        "code": _head(held_out_documents()),
+    }
+
+    graph, params, moments = _new(settings, tokenizer)
+    train_step = _make_step(graph, _optimiser())
+    states = _States(out)
+    step, params, moments = _resume(states, out, steps, falling, params, moments)
+    if step:
+        say(f"going on from step {step}")
+
+    def save() -> None:
+        states.save(step, (params, moments, np.asarray(step, np.int64)))
+        if export_to is None:
+            return
+        network = nnx.merge(graph, params)
+        scores = {
+            name: bits_per_byte(network, tokenizer, texts, context=context)
+            for name, texts in samples.items()
+            if texts
+        }
+        shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        say(f"step {step}: saved; bits per byte on a sample of {shown}")
+        _record(out, {"step": step, "sample_bits_per_byte": scores})
+        measures = {"steps": step, "tokens": step * batch * context, "sample": scores}
+        _write(Path(export_to), _config(settings, tokenizer), graph, params, tokenizer, measures)
+
+    begun = saved_at = told_at = time.monotonic()
+    told_step, losses = step, []
+    with _signals() as stop:
+        try:
+            while step < steps and not stop.is_set():
+                if step == steps - falling:
+                    states.save(step, (params, moments, np.asarray(step, np.int64)), steady=True)
+                fall = (steps - step) / falling if falling else 1.0
+                rate = peak_lr * min((step + 1) / warmup_steps, 1.0, fall)
+                rows = windows(tokens, seed=seed, step=step, batch=batch, context=context)
+                params, moments, loss = train_step(params, moments, rows, np.float32(rate))
+                step += 1
+                losses.append(float(loss))
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(
+                        f"the loss is {losses[-1]} at step {step}: lower peak_lr and begin in "
+                        "another folder"
+                    )
+                now = time.monotonic()
+                if now - told_at >= 10 or step == steps:
+                    mean = sum(losses) / len(losses)
+                    speed = (step - told_step) * batch * context / (now - told_at)
+                    line = {
+                        "step": step, "loss": mean, "rate": rate, "tokens_per_second": speed,
+                        "bits_per_byte": mean / math.log(2) / bytes_per_token,
+                    }  # fmt: skip
+                    _record(out, line)
+                    left = (steps - step) * batch * context / speed / 60
+                    say(
+                        f"step {step}  loss {mean:.3f}  bits per byte {line['bits_per_byte']:.3f}"
+                        f"  {speed:,.0f} tokens/s  {left:.1f} minutes left"
+                    )
+                    losses.clear()
+                    told_at, told_step = now, step
+                if now - begun >= 60 * max_minutes:
+                    stop.set()
+                elif now - saved_at >= 60 * save_every_minutes:
+                    save()
+                    saved_at = told_at = time.monotonic()
+                    told_step = step
+            save()
+        finally:
+            states.close()
+    if step < steps:
+        say(f"stopped at step {step}; the state is saved: run the same command to go on")
+    return step
+
+
+def _resume(
+    states: _States, out: Path, steps: int, falling: int, params: Any, moments: Any
+) -> tuple[int, Any, Any]:
+    """The step, parameters and moments to go on from; those given if nothing is saved."""
+    plan, path = {"steps": steps, "falling": falling}, out / "plan.json"
+    step = 0
+    if states.step is not None:
+        # A rate that fell under another plan is not where this plan continues.
+        old = json.loads(path.read_text("utf-8"))
+        steady = old != plan and states.step > old["steps"] - old["falling"]
+        params, moments, saved = states.restore((params, moments, np.zeros((), np.int64)), steady=steady)
+        step = int(saved)
+        states.forget_after(step)
+    path.write_text(json.dumps(plan), "utf-8")
+    return step, params, moments
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a step is finished and saved."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _record(out: Path, line: dict[str, Any]) -> None:
+    with (out / "history.jsonl").open("a", encoding="utf-8") as history:
+        history.write(json.dumps(line) + "\n")
+
+
+def _bytes_per_token(tokenizer: Tokenizer, tokens: np.ndarray) -> float:
+    counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
+    end = _end(tokenizer)
+    sizes = [0 if i == end else len(tokenizer.token_bytes(i)) for i in range(len(counts))]
+    return float(counts @ np.asarray(sizes) / len(tokens))
+
+
+def _head(texts: Sequence[str]) -> list[str]:
+    """The beginnings of the texts, together _SAMPLE_BYTES long at most."""
+    each = _SAMPLE_BYTES // max(1, len(texts))
+    return [text[:each] for text in texts]
+
+
+# --- Scores and export ---
+
+
+@functools.lru_cache(maxsize=8)
+def _scorer(graph: Any) -> Callable[..., Any]:
+    @jax.jit
+    def nats(params: Any, rows: jax.Array, counted: jax.Array) -> jax.Array:
+        logits, _ = nnx.merge(graph, params)(rows[:, :-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
+        return jnp.where(counted, losses, 0.0).sum()
+
+    return nats
+
+
+def bits_per_byte(
+    network: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *, context: int = 256
+) -> float:
+    """Bits that the network needs for a byte of the texts, each a document of its own.
+
+    Windows of `context` tokens overlap by half, so that every token is scored once and, after the
+    first window, with at least half a window before it. The first is predicted from <|endoftext|>.
+    """
+    end = _end(tokenizer)
+    half = context // 2
+    graph, params = nnx.split(network)
+    nats = _scorer(graph)
+    rows: list[np.ndarray] = []
+    counted: list[np.ndarray] = []
+    size = 0
+    for text in texts:
+        size += len(text.encode())
+        ids = np.asarray([end, *tokenizer.encode(text)], np.int32)
+        done = 1  # ids[:done] are scored; the first is given
+        while done < len(ids):
+            start = max(0, done - 1 - half) if done > 1 else 0
+            piece = ids[start : start + context + 1]
+            row = np.full(context + 1, end, np.int32)
+            row[: len(piece)] = piece
+            place = start + 1 + np.arange(context)
+            rows.append(row)
+            counted.append((place >= done) & (place < len(ids)))
+            done = start + len(piece)
+    if not size:
+        raise ValueError("the texts are empty: bits per byte needs at least one byte")
+    total = 0.0
+    group = 16
+    for i in range(0, len(rows), group):
+        lacking = max(0, i + group - len(rows))
+        some = np.stack(rows[i : i + group] + [rows[0]] * lacking)
+        mask = np.stack(counted[i : i + group] + [np.zeros(context, bool)] * lacking)
+        total += float(nats(params, some, mask))
+    return total / (size * math.log(2))
+
+
+def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
+    """Writes the newest state as a Hugging Face directory with metrics.json; returns its content.
+
+    The weights are float16, and those are what the bits per byte are measured on.
+
+    Raises:
+        FileNotFoundError: `out_dir` holds no state.
+    """
+    out = Path(out_dir)
+    if not (out / "settings.json").is_file():
+        raise FileNotFoundError(f"{out} holds no training run: give the --out of train-pocket")
+    settings = json.loads((out / "settings.json").read_text("utf-8"))
+    tokenizer = Tokenizer.from_directory(out / "tokenizer")
+    graph, params, moments = _new(settings, tokenizer)
+    states = _States(out)
+    try:
+        if states.step is None:
+            raise FileNotFoundError(f"{out} holds no saved state yet: train for some minutes more")
+        params, _, saved = states.restore((params, moments, np.zeros((), np.int64)))
+    finally:
+        states.close()
+    step = int(saved)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
+    texts = {"tales": validation_documents(settings["text_dir"]), "code": held_out_documents()}
+    measures: dict[str, Any] = {
+        "steps": step,
+        "tokens": step * settings["batch"] * settings["context"],
+        "held_out_modules": list(HELD_OUT_MODULES),
+    }
+    for name, documents in texts.items():
+        if documents:
+            data = "".join(documents).encode()
+            network = nnx.merge(graph, rounded)
+            measures[name] = {
+                "bits_per_byte": bits_per_byte(
+                    network, tokenizer, documents, context=settings["context"]
+                ),
+                "xz_bits_per_byte": 8 * len(lzma.compress(data, preset=9)) / len(data),
+                "bytes": len(data),
+            }
+    _write(Path(target), _config(settings, tokenizer), graph, params, tokenizer, measures)
+    return measures
+
+
+def _write(
+    target: Path,
+    config: ModelConfig,
+    graph: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    measures: dict[str, Any],
+) -> None:
+    """Replaces the files of a Hugging Face directory; others in it (a model card) stay."""
+    target.mkdir(parents=True, exist_ok=True)
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), params)
+    aside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target))
+    try:
+        huggingface.write(aside, config, nnx.merge(graph, half))
+        tokenizer.save(aside)
+        (aside / "metrics.json").write_text(json.dumps(measures, indent=2) + "\n", "utf-8")
+        for file in sorted(aside.iterdir()):
+            file.replace(target / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Prompting: from logits to tokens, from tokens to text."""

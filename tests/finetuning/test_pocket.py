@@ -1,0 +1,152 @@
+"""The pocket recipe: deterministic, resumable bit for bit, and honest about what it holds out."""
+
+import json
+import math
+import random
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import gptj_lab
+from gptj_lab.config import ModelConfig
+from gptj_lab.finetuning import pocket
+from gptj_lab.model.transformer import Transformer
+from gptj_lab.tokenizer import Tokenizer, train_bpe
+
+TINY = dict(
+    batch=2, d_model=16, num_layers=1, num_heads=2, d_rotary=4, context=16, vocab_size=300,
+    warmup_steps=2,
+)  # fmt: skip
+WORDS = "once a king and his fox went over the old hill to see the moon and the sea".split()
+
+
+def tale(seed, length=60):
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(length))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    stories = "<|endoftext|>".join(tale(seed) for seed in range(40))
+    (folder / "tales_train.txt").write_text(stories)
+    (folder / "tales_val.txt").write_text(tale(999))
+    return folder
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(texts, tmp_path):
+    lines = []
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pocket.train_pocket(texts, whole, steps=6, export_to=whole / "model", say=lines.append, **TINY)
+    assert pocket.train_pocket(texts, parts, steps=6, max_minutes=0.0, say=lines.append, **TINY) < 6
+    while pocket.train_pocket(texts, parts, steps=6, max_minutes=0.0, say=str, **TINY) < 6:
+        pass
+    pocket.export(parts, parts / "model")
+    assert weights(whole / "model") == weights(parts / "model")
+    assert any("bits per byte" in line and "tokens/s" in line for line in lines)
+    assert any("stopped at step" in line for line in lines)
+    history = [json.loads(line) for line in (whole / "history.jsonl").read_text().splitlines()]
+    assert any(math.isfinite(line.get("loss", math.nan)) for line in history)
+
+
+def test_a_finished_run_is_extended_from_before_the_rate_fell(texts, tmp_path):
+    straight, extended = tmp_path / "straight", tmp_path / "extended"
+    for out, plans in ((straight, [(8, 2)]), (extended, [(4, 2), (8, 2)])):
+        for steps, fall in plans:
+            pocket.train_pocket(texts, out, steps=steps, decay_steps=fall, say=str, **TINY)
+        pocket.export(out, out / "model")
+    assert weights(straight / "model") == weights(extended / "model")
+
+
+def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(texts, tmp_path):
+    out = tmp_path / "out"
+    pocket.train_pocket(texts, out, steps=3, say=str, **TINY)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("a card")
+    measures = pocket.export(out, tmp_path / "model")
+    model = gptj_lab.load(tmp_path / "model")
+    again = pocket.bits_per_byte(
+        model.network, model.tokenizer, pocket.validation_documents(texts), context=16
+    )
+    assert again == pytest.approx(measures["tales"]["bits_per_byte"], rel=1e-4)
+    assert measures == json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert measures["held_out_modules"] == list(pocket.HELD_OUT_MODULES)
+    assert (tmp_path / "model" / "README.md").read_text() == "a card"
+    assert model.generate("once a king", max_new_tokens=3)[0].token_ids
+
+
+def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before():
+    tokenizer = train_bpe([tale(1) + " "], 300)
+    config = ModelConfig(
+        vocab_size=300, context=16, d_model=16, num_layers=1, num_heads=2, d_rotary=4, d_ff=32,
+        activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    network = Transformer(config, key=jax.random.key(0))
+    short = "the fox and the king"  # within one window
+    ids = [0, *tokenizer.encode(short)]
+    assert len(ids) <= 17
+    logprobs = jax.nn.log_softmax(network(np.array([ids]))[0], -1)[0]
+    nats = -sum(float(logprobs[i, token]) for i, token in enumerate(ids[1:]))
+    expected = nats / math.log(2) / len(short.encode())
+    found = pocket.bits_per_byte(network, tokenizer, [short], context=16)
+    assert found == pytest.approx(expected, rel=1e-5)
+    # A network that knows nothing needs log2(vocab) bits a token, however the text is cut.
+    state = nnx.state(network)
+    blank = nnx.merge(nnx.split(network)[0], jax.tree.map(np.zeros_like, state))
+    long = tale(3, 200)
+    count = len(tokenizer.encode(long))
+    found = pocket.bits_per_byte(blank, tokenizer, [long], context=16)
+    assert found == pytest.approx(count * math.log2(300) / len(long.encode()), rel=1e-5)
+    with pytest.raises(ValueError, match="texts are empty"):
+        pocket.bits_per_byte(network, tokenizer, [])
+
+
+def test_windows_are_a_function_of_seed_and_step_and_take_each_place_once_an_epoch():
+    tokens = np.arange(1000, dtype=np.uint16)
+    count = (1000 - 1) // 10 - 1
+    rows = [pocket.windows(tokens, seed=1, step=s, batch=7, context=10) for s in range(count // 7)]
+    starts = np.concatenate([row[:, 0] for row in rows])
+    assert len(set(starts.tolist())) == len(starts)
+    assert all((row[:, 1:] - row[:, :-1] == 1).all() for row in rows)
+    again = pocket.windows(tokens, seed=1, step=3, batch=7, context=10)
+    assert (again == rows[3]).all()
+    assert (pocket.windows(tokens, seed=2, step=3, batch=7, context=10) != again).any()
+    with pytest.raises(ValueError, match="too short for windows of 256"):
+        pocket.windows(tokens[:300], seed=0, step=0, batch=1, context=256)
+
+
+def test_nothing_held_out_is_trained_on(texts, tmp_path):
+    held = [line for doc in pocket.held_out_documents() for line in doc.splitlines()]
+    rare = {line for line in held if len(line) > 75}
+    (tmp_path / "b_train.txt").write_text(f"{tale(5)}\n\n{tale(999)}\n\n{tale(6)}" * 200)
+    (tmp_path / "b_val.txt").write_text(tale(999))
+    documents = pocket.training_documents(tmp_path)
+    assert not rare & {line for doc in documents for line in doc.splitlines()}
+    assert not any(tale(999) in doc for doc in documents), "a validation text printed again"
+    assert any(tale(6) in doc for doc in documents)
+    sizes = [len(doc.encode()) for doc in documents]
+    code = sum(size for doc, size in zip(documents, sizes, strict=True) if "king" not in doc)
+    assert 0.1 < code / sum(sizes) < 0.21
+
+
+def test_other_settings_and_bad_folders_are_refused(texts, tmp_path):
+    pocket.train_pocket(texts, tmp_path / "out", steps=1, say=str, **TINY)
+    with pytest.raises(ValueError, match="d_model is 32 but the state in .* with 16"):
+        pocket.train_pocket(texts, tmp_path / "out", steps=1, **(TINY | {"d_model": 32}))
+    with pytest.raises(FileNotFoundError, match="not a directory"):
+        pocket.train_pocket(tmp_path / "none", tmp_path / "out2", steps=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no text to train on"):
+        pocket.train_pocket(tmp_path / "empty", tmp_path / "out3", steps=1)
+    with pytest.raises(ValueError, match="steps is 0"):
+        pocket.train_pocket(texts, tmp_path / "out4", steps=0)
+    with pytest.raises(FileNotFoundError, match="holds no training run"):
+        pocket.export(tmp_path / "empty", tmp_path / "m")
+    assert Tokenizer.from_directory(tmp_path / "out" / "tokenizer").end_of_text_id == 0

@@ -1,0 +1,82 @@
+"""The command line says the same as Python, and one sentence where something is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import gptj_lab
+from gptj_lab import cli
+from gptj_lab.tokenizer import train_bpe
+
+
+@pytest.fixture(scope="module")
+def folder(torch_gptj, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch_gptj(vocab_size=300).save_pretrained(folder)
+    train_bpe(["the cat sat on the mat and the dog sat on the log " * 9], 300).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+
+
+SETTINGS = ["--max-new-tokens", "9", "--temperature", "0.8", "--seed", "3", "--top-k", "40"]
+
+
+def test_generate_streams_what_python_gives(folder, capsys):
+    assert cli.main(["generate", "the cat", "--model", folder, *SETTINGS]) == 0
+    expected = gptj_lab.load(folder).generate(
+        "the cat", max_new_tokens=9, temperature=0.8, seed=3, top_k=40
+    )[0]
+    out, err = capsys.readouterr()
+    assert out == "the cat" + expected.text + "\n"
+    assert err.startswith("[")
+
+
+def test_generate_json(folder, capsys):
+    assert cli.main(["generate", "the cat", "--model", folder, "--json", *SETTINGS]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"prompt", "text", "token_ids", "logprobs", "finish_reason"}
+    assert len(told["token_ids"]) == len(told["logprobs"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["the cat", "--temperature", "-1"], "temperature is -1"),
+        (["the cat", "--model", "no/such/thing"], "no/such/thing"),
+        ([""], "prompt is empty"),
+        (["the cat " * 90], "too many for a context"),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, capsys, arguments, message):
+    model = [] if "--model" in arguments else ["--model", folder]
+    assert cli.main(["generate", *arguments, *model]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and "Traceback" not in err
+    assert out == ""
+
+
+def test_the_program_answers_at_once_and_imports_nothing_heavy():
+    code = (
+        "import sys; from gptj_lab import cli\n"
+        "try: cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "assert 'jax' not in sys.modules, 'jax'"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"gptj-lab {gptj_lab.__version__}\n"
+
+
+def test_prompt_from_standard_input(folder):
+    run = subprocess.run(
+        [sys.executable, "-m", "gptj_lab.cli", "generate", "-", "--model", folder, *SETTINGS],
+        input="the cat\n", capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("the cat\n")
