@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=20_000, help="steps in all (20000)")
     train.add_argument("--decay-steps", type=int, help="steps of falling rate (a fifth of all)")
     train.add_argument("--minutes", type=float, help="stop and save after so long; run again later")
+    train.add_argument("--batch", type=int, default=16, help="windows a step (16)")
+    train.add_argument("--context", type=int, default=256, help="tokens a window (256)")
+    train.add_argument("--d-model", type=int, default=256, help="width (256)")
+    train.add_argument("--layers", type=int, default=6, help="blocks (6)")
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train_pocket)
     return parser
@@ -116,8 +120,22 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
     pocket.train_pocket(
         chosen.text, chosen.out,
         steps=chosen.steps, decay_steps=chosen.decay_steps, max_minutes=chosen.minutes,
-        seed=chosen.seed, export_to=chosen.out / "pocket",
+        batch=chosen.batch, context=chosen.context, d_model=chosen.d_model,
+        num_layers=chosen.layers, seed=chosen.seed, export_to=chosen.out / "pocket",
     )  # fmt: skip
+    measures = pocket.export(chosen.out, chosen.out / "pocket")
+    for name in ("tales", "code"):
+        if name in measures:
+            print("{}: {bits_per_byte:.3f} bits per byte, xz {xz_bits_per_byte:.3f}".format(
+                name, **measures[name]
+            ))  # fmt: skip
+    try:
+        from gptj_lab.plots import loss_curve
+
+        loss_curve(pocket.curves(chosen.out)).savefig(chosen.out / "pocket" / "loss_curve.png")
+    except ImportError:
+        print("no loss_curve.png: matplotlib is not installed (pip install 'gptj_lab[lab]')")
+    print(f"the model is in {chosen.out / 'pocket'}: gptj_lab.load() takes that folder")
     return 0
 
 

@@ -80,3 +80,20 @@ def test_prompt_from_standard_input(folder):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("the cat\n")
+
+
+def test_train_pocket_leaves_a_model_its_measures_and_its_curve(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for name in ("train", "val"):
+        text = f"once a king of {name} went over the hill to see the moon " * 90
+        (tmp_path / "texts" / f"tales_{name}.txt").write_text(text)
+    out = tmp_path / "out"
+    size = ["--d-model", "16", "--layers", "1", "--batch", "2", "--context", "32"]
+    where = ["--text", str(tmp_path / "texts"), "--out", str(out)]
+    assert cli.main(["train-pocket", *where, "--steps", "3", *size]) == 0
+    said = capsys.readouterr().out
+    assert "step 3  loss" in said and "tales: " in said and " xz " in said
+    assert (out / "pocket" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert gptj_lab.load(out / "pocket").generate("once", max_new_tokens=2)[0].token_ids
+    assert cli.main(["train-pocket", "--text", str(tmp_path / "no"), "--out", str(out)]) == 2
+    assert "is not a directory" in capsys.readouterr().err

@@ -460,7 +460,9 @@ def _resume(
         # A rate that fell under another plan is not where this plan continues.
         old = json.loads(path.read_text("utf-8"))
         steady = old != plan and states.step > old["steps"] - old["falling"]
-        params, moments, saved = states.restore((params, moments, np.zeros((), np.int64)), steady=steady)
+        params, moments, saved = states.restore(
+            (params, moments, np.zeros((), np.int64)), steady=steady
+        )
         step = int(saved)
         states.forget_after(step)
     path.write_text(json.dumps(plan), "utf-8")
@@ -502,6 +504,25 @@ def _head(texts: Sequence[str]) -> list[str]:
 
 
 # --- Scores and export ---
+
+
+def curves(out_dir: Path | str) -> dict[str, list[tuple[float, float]]]:
+    """The run's curves of (tokens seen, bits per byte), in the order of training."""
+    out = Path(out_dir)
+    settings = json.loads((out / "settings.json").read_text("utf-8"))
+    each = settings["batch"] * settings["context"]
+    found: dict[str, dict[int, float]] = {}
+    for line in (out / "history.jsonl").read_text("utf-8").splitlines():
+        told = json.loads(line)
+        scores = {"training": told["bits_per_byte"]} if "bits_per_byte" in told else {}
+        for name, score in told.get("sample_bits_per_byte", {}).items():
+            scores[f"held-out {name}"] = score
+        for name, score in scores.items():  # what a resumed run went over again counts once
+            found.setdefault(name, {})[told["step"]] = score
+    return {
+        name: [(step * each, score) for step, score in sorted(points.items())]
+        for name, points in found.items()
+    }
 
 
 @functools.lru_cache(maxsize=8)
