@@ -31,7 +31,8 @@ slow: .venv/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 notebooks: .venv/test
-	$(if $(NOTEBOOKS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS),\
+	$(if $(NOTEBOOKS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.coalesce_streams=True $(NOTEBOOKS),\
 	    @echo "make notebooks: notebooks/ holds no notebook yet" >&2; exit 1)
 
 colab: .venv/test

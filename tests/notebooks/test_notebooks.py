@@ -1,0 +1,146 @@
+"""The notebooks as committed are clean, and run from the top, here and under Colab's rules."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = Path(__file__).parent / "stand_in"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COLAB = sorted((ROOT / "colab").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_as_one_clean_run_from_the_top(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000
+    assert "widgets" not in notebook.metadata, "GitHub shows no notebook with a widget state"
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 30
+        assert not re.search(r"^\s*class ", cell.source, re.M)
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_pictures_survive_as_html_with_their_alt_text(path, tmp_path):
+    import nbconvert
+
+    # nbconvert's classic template reads alt texts; its newer "lab" template reads none (7.17).
+    html, _ = nbconvert.HTMLExporter(template_name="classic").from_filename(str(path))
+    pictures = re.findall(r"<img[^>]*>", html)
+    made = [picture for picture in pictures if "data:image/png" in picture]
+    assert made and all("alt=" in picture for picture in made)
+    assert "No description has been provided" not in html
+
+
+def test_colab_notebooks_are_made_and_not_edited(tmp_path):
+    before = {path.name: path.read_bytes() for path in COLAB}
+    assert set(before) == {path.name for path in NOTEBOOKS}
+    code = (
+        "import sys; sys.path.insert(0, 'colab'); import build, nbformat, pathlib\n"
+        "for p in sorted(pathlib.Path('notebooks').glob('*.ipynb')):\n"
+        "    made = build.colab(nbformat.read(p, as_version=4), p.stem)\n"
+        f"    nbformat.write(made, pathlib.Path({str(tmp_path)!r}) / p.name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    for name, bytes_ in before.items():
+        assert (tmp_path / name).read_bytes() == bytes_, f"{name}: run `make colab`"
+
+
+@pytest.mark.parametrize("path", COLAB, ids=lambda p: p.stem)
+def test_colab_notebook_has_what_colab_needs(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert "colab-badge.svg" in notebook.cells[0].source
+    assert f"colab/{path.name}" in notebook.cells[0].source
+    assert text.count("#@param") >= 2 and "#@title Install" in text
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_from_the_top(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    run(notebook, ROOT / "notebooks", os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def run(notebook, folder, environment):
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+    client.execute(cwd=str(folder), env={k: v for k, v in environment.items() if k != "XLA_FLAGS"})
+
+
+@pytest.fixture
+def colab(tmp_path):
+    """Runs a notebook in a kernel that believes to be on Colab; the pip calls it made."""
+    record = tmp_path / "pip.jsonl"
+    environment = os.environ | {
+        "PYTHONPATH": f"{STAND_IN}", "PATH": f"{STAND_IN / 'bin'}:{os.environ['PATH']}",
+        "PIP_RECORD": str(record), "GPTJ_LAB_ROOT": str(ROOT),
+    }  # fmt: skip
+
+    def execute(notebook):
+        rules = "import google.colab\ngoogle.colab.keep_the_rules(get_ipython().kernel)"
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(rules))
+        run(notebook, tmp_path, environment)
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [json.loads(line) for line in lines]
+
+    return execute
+
+
+@pytest.mark.parametrize("path", COLAB, ids=lambda p: p.stem)
+def test_runs_under_the_rules_of_colab(path, colab):
+    notebook = nbformat.read(path, as_version=4)
+    calls = colab(notebook)
+    assert len(calls) == 1 and "./gptj-lab" in calls[0]
+    said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "(cpu)" in said, "the runtime is told"
+    views = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
+    assert views, "the Playground is shown"
+
+
+WIDGET = (
+    "import anywidget\nclass W(anywidget.AnyWidget):\n    _esm = 'export default {}'\nw = W()\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (WIDGET + "w.send({'a': 1}, [b'x' * 1_000_000])", "drops the connection"),
+        (WIDGET + "from IPython.display import display\ndisplay(w)\ndisplay(w)", "two frames"),
+        (
+            WIDGET + "import concurrent.futures as f\n"
+            "f.ThreadPoolExecutor().submit(w.send, {'a': 1}).result()",
+            "Colab drops it",
+        ),
+        (
+            "import subprocess, sys\n"
+            "print(subprocess.run([sys.executable, '-m', 'pip', 'install', 'jax'], check=True))",
+            "CalledProcessError",
+        ),
+    ],
+)
+def test_the_stand_in_bites(source, message, colab):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    with pytest.raises(CellExecutionError, match=message):
+        colab(notebook)
