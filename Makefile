@@ -12,7 +12,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow notebooks colab
+.PHONY: lab test try check slow notebooks colab picture
 lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 
@@ -38,6 +38,10 @@ notebooks: .venv/test
 colab: .venv/test
 	@test -f colab/build.py || { echo "make colab: colab/build.py is not written yet" >&2; exit 1; }
 	$(BIN)/python colab/build.py
+
+# The README's screenshot, taken by the browser test.
+picture: .venv/test
+	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k stream
 
 # The stamps lie inside .venv, so that deleting it starts afresh; each depends on the versions.
 .venv/bin/python:

@@ -32,6 +32,11 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     folder = home / "work"
     folder.mkdir()
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )
     kernels = home / "data" / "kernels" / "python3"
     kernels.mkdir(parents=True)
     (kernels / "kernel.json").write_text(
@@ -55,7 +60,7 @@ def lab(tmp_path_factory):
                 sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
                 f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
                 f"--ServerApp.root_dir={folder}", "--ServerApp.ip=127.0.0.1",
-                "--LabApp.collaborative=False", "--LabApp.news_url=None",
+                "--LabApp.news_url=None",
             ],
             env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
