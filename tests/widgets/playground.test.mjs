@@ -1,0 +1,190 @@
+// playground.js with a fake document and a fake kernel: protocol, keys, escaping, palette.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+const path = new URL("../../gptj_lab/widgets/playground.js", import.meta.url);
+const source = readFileSync(path, "utf8");
+const view = await import("data:text/javascript;base64," + Buffer.from(source).toString("base64"));
+
+class Node {
+  constructor(tag, doc) {
+    Object.assign(this, { tagName: tag.toUpperCase(), ownerDocument: doc, children: [], attributes: {},
+      listeners: {}, style: {}, dataset: {}, hidden: false, disabled: false, text: "", className: "" });
+    this.classList = {
+      add: (name) => (this.className += ` ${name}`),
+      contains: (name) => this.className.split(" ").includes(name),
+    };
+  }
+  set textContent(value) { this.text = String(value); this.children = []; }
+  get textContent() { return this.text + this.children.map((c) => c.textContent).join(""); }
+  set innerHTML(_) { throw new Error("innerHTML is never used"); }
+  setAttribute(name, value) { this.attributes[name] = String(value); }
+  getAttribute(name) { return this.attributes[name] ?? null; }
+  removeAttribute(name) { delete this.attributes[name]; }
+  append(...nodes) { this.children.push(...nodes); nodes.forEach((n) => (n.parent = this)); }
+  prepend(...nodes) { this.children.unshift(...nodes); }
+  replaceChildren(...nodes) { this.children = nodes; }
+  addEventListener(name, f) { (this.listeners[name] ??= []).push(f); }
+  fire(name, event = {}) {
+    const full = { target: this, preventDefault() {}, stopPropagation() {}, ...event };
+    for (let node = this; node; node = node.parent) (node.listeners[name] ?? []).forEach((f) => f(full));
+  }
+  focus() { this.ownerDocument.active = this; this.fire("focusin"); }
+  all(name) {
+    return this.children.flatMap((c) => [...(c.classList.contains(name) ? [c] : []), ...c.all(name)]);
+  }
+  get(name) { return this.all(name)[0]; }
+}
+
+function setup() {
+  const doc = {};
+  doc.createElement = (tag) => new Node(tag, doc);
+  doc.body = new Node("body", doc);
+  doc.documentElement = new Node("html", doc);
+  doc.defaultView = {
+    getComputedStyle: () => ({ getPropertyValue: () => "", backgroundColor: "rgb(255, 255, 255)" }),
+    MutationObserver: class { observe() {} disconnect() { doc.disconnected = true; } },
+  };
+  const el = new Node("div", doc);
+  const sent = [];
+  const handlers = [];
+  const state = { model_name: "tiny", prompt: "a <b>",
+    settings: { temperature: 0.8, top_p: 0.95, top_k: 0, max_new_tokens: 9, seed: 0 } };
+  const model = {
+    get: (name) => state[name],
+    send: (message) => sent.push(message),
+    on: (_, f) => handlers.push(f),
+    off: (_, f) => handlers.splice(handlers.indexOf(f), 1),
+  };
+  const close = view.default.render({ model, el });
+  const answer = (message, buffers = []) => [...handlers].forEach((f) => f(message, buffers));
+  return { doc, el, sent, answer, close, handlers };
+}
+
+function tokens(req, ids, names, more = {}) {
+  const bytes = (array) => new DataView(array.buffer);
+  const n = ids.length;
+  const logprobs = Float32Array.from(ids, (_, i) => Math.log([0.9, 0.3, 0.004][i % 3]));
+  const others = new Int32Array(10 * n).fill(7);
+  const otherLogprobs = new Float32Array(10 * n).fill(-Infinity);
+  for (let i = 0; i < n; i++) { others[10 * i] = ids[i]; otherLogprobs[10 * i] = logprobs[i]; otherLogprobs[10 * i + 1] = -9; }
+  return [{ op: "tokens", req, where: "output", last: true, old: false, finish_reason: null, names, ...more },
+    [Int32Array.from(ids), logprobs, others, otherLogprobs].map(bytes)];
+}
+
+test("it pulls: start, next after started, next after each chunk, nothing after the end", () => {
+  const { el, sent, answer } = setup();
+  assert.equal(sent[0].op, "hello");
+  el.get("gptj-generate").fire("click");
+  const start = sent.at(-1);
+  assert.equal(start.op, "start");
+  assert.equal(start.prompt, "a <b>");
+  assert.equal(start.settings.temperature, "0.8");
+  answer({ op: "started", req: start.req, notes: ["careful"] });
+  assert.equal(el.get("gptj-note").textContent, "careful");
+  assert.equal(sent.at(-1).op, "next");
+  answer(...tokens(start.req, [1, 2], { 1: ["␣a", " a"], 2: ["b", "b"], 7: ["z", "z"] }));
+  assert.equal(sent.at(-1).op, "next");
+  assert.equal(sent.length, 4);
+  answer(...tokens(start.req, [3], { 3: ["‹E2›", null] }, { finish_reason: "length" }));
+  assert.equal(sent.length, 4);
+  assert.equal(el.get("gptj-tokens").textContent, " ab‹E2›");
+  assert.match(el.get("gptj-status").textContent, /length is reached: 3 tokens/);
+  assert.equal(el.get("gptj-generate").disabled, false);
+});
+
+test("stop asks no more, tells the kernel, and drops what is on its way", () => {
+  const { el, sent, answer } = setup();
+  el.get("gptj-generate").fire("click");
+  const { req } = sent.at(-1);
+  answer({ op: "started", req, notes: [] });
+  el.get("gptj-prompt").fire("keydown", { key: "Escape" });
+  assert.deepEqual(sent.at(-1), { op: "cancel", req });
+  answer(...tokens(req, [1], { 1: ["a", "a"] }));
+  assert.equal(el.get("gptj-tokens").children.length, 0);
+  assert.equal(sent.at(-1).op, "cancel");
+  el.get("gptj-prompt").fire("keydown", { key: "Enter", ctrlKey: true });
+  assert.equal(sent.at(-1).op, "start");
+  assert.notEqual(sent.at(-1).req, req);
+});
+
+test("texts are never markup", () => {
+  const { el, sent, answer } = setup();
+  const naughty = "<img src=x onerror=alert(1)>";
+  el.get("gptj-generate").fire("click");
+  const { req } = sent.at(-1);
+  answer({ op: "started", req, notes: [naughty] });
+  answer(...tokens(req, [1], { 1: [naughty, naughty], 7: ["z", "z"] }));
+  el.get("gptj-tokens").children[0].fire("pointerover");
+  assert.equal(el.get("gptj-tokens").textContent, naughty);
+  assert.ok(el.get("gptj-detail").textContent.includes(naughty));
+  answer({ op: "error", req, text: naughty });
+  assert.equal(el.get("gptj-alert").textContent, naughty);
+  assert.ok(!/innerHTML|outerHTML|insertAdjacentHTML|document\.write/.test(source));
+});
+
+test("arrow keys walk, the chosen token shows its probability, rank and alternatives", () => {
+  const { doc, el, sent, answer } = setup();
+  el.get("gptj-generate").fire("click");
+  const { req } = sent.at(-1);
+  answer({ op: "started", req, notes: [] });
+  answer(...tokens(req, [1, 2, 3], { 1: ["a", "a"], 2: ["b", "b"], 3: ["c", "c"], 7: ["z", "z"] }));
+  const list = el.get("gptj-tokens").children;
+  list[0].focus();
+  list[0].fire("keydown", { key: "ArrowRight" });
+  assert.equal(doc.active, list[1]);
+  list[1].fire("keydown", { key: "End" });
+  assert.equal(doc.active, list[2]);
+  list[2].fire("keydown", { key: "ArrowRight" });
+  assert.equal(doc.active, list[2]);
+  assert.equal(list.filter((n) => n.tabIndex === 0).length, 1);
+  assert.match(el.get("gptj-probability").textContent, /0\.4 %, number 1/);
+  assert.equal(el.get("gptj-alternatives").children.length, 2);
+});
+
+test("a closed view lets go", () => {
+  const { doc, close, handlers } = setup();
+  close();
+  assert.equal(handlers.length, 0);
+  assert.ok(doc.disconnected);
+});
+
+test("the theme is the notebook's", () => {
+  const page = (attributes, html = "", background = "rgb(255, 255, 255)", code = "") => {
+    const doc = {};
+    doc.body = new Node("body", doc);
+    doc.documentElement = new Node("html", doc);
+    Object.assign(doc.body.attributes, attributes);
+    doc.documentElement.className = html;
+    return view.theme(doc, () => ({ getPropertyValue: () => code, backgroundColor: background }));
+  };
+  assert.equal(page({ "data-jp-theme-light": "false" }), "dark");
+  assert.equal(page({ "data-jp-theme-light": "true" }, "dark"), "light");
+  assert.equal(page({}, "dark"), "dark");
+  assert.equal(page({}, "", undefined, "#1e1e1e"), "dark");
+  assert.equal(page({}, "", "rgb(20, 20, 20)"), "dark");
+  assert.equal(page({}, "", "rgba(0, 0, 0, 0)"), "light");
+});
+
+test("every shade can be read, and told from its neighbours with any colour vision", () => {
+  const contrast = (a, b) => {
+    const [x, y] = [view.luminance(a), view.luminance(b)].sort((p, q) => q - p);
+    return (x + 0.05) / (y + 0.05);
+  };
+  for (const kind of ["light", "dark"]) {
+    const shades = view.BINS.map((each) => each[kind]);
+    shades.forEach(([back, ink]) => assert.ok(contrast(back, ink) >= 4.5, `${kind} ${back} ${ink}`));
+    // One hue, steps in lightness alone: what no colour vision can lose.
+    const light = shades.map(([back]) => view.luminance(back));
+    const sorted = [...light].sort((a, b) => (kind === "light" ? b - a : a - b));
+    assert.deepEqual(light, sorted);
+    for (let i = 1; i < shades.length; i++) {
+      assert.ok(contrast(shades[i - 1][0], shades[i][0]) >= 1.15, `${kind} ${i}`);
+    }
+  }
+  assert.deepEqual([0.9, 0.5, 0.49, 0.05, 0.01, 0.001, 0].map(view.bin), [0, 0, 1, 2, 3, 4, 4]);
+  assert.equal(view.percent(Math.log(0.123)), "12 %");
+  assert.equal(view.percent(Math.log(0.0042)), "0.4 %");
+  assert.ok(source.length < 60_000);
+});
