@@ -26,17 +26,19 @@ if not Path("gptj-lab").is_dir():
     clone = ["git", "clone", "-q", "--depth", "1", "{repository}", "gptj-lab"]
     subprocess.run(clone, check=True)
 # pip may add packages; those that are here keep their versions, so no restart is needed.
-here = {{d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}}
-Path("kept.txt").write_text("".join(f"{{name}}=={{version}}\\n" for name, version in here.items()))
+here = {{d.name: d.version for d in importlib.metadata.distributions() if d.name}}
+kept = Path("kept.txt")
+kept.write_text("".join(f"{{name}}=={{version}}\\n" for name, version in here.items()))
 pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt"]
-jax_version = importlib.metadata.version("jax")
-if SpecifierSet("{jax}").contains(jax_version):
-    subprocess.run([*pip, "./gptj-lab", "{anywidget}"], check=True)
-else:
-    print(f"JAX here is {{jax_version}}, gptj_lab is made for {jax}: it may still work.")
-    wanted = [{others}]
-    subprocess.run([*pip, *wanted, "{anywidget}"], check=True)
+if subprocess.run([*pip, "./gptj-lab", "{anywidget}"]).returncode:
+    # Something here is outside our range: all stays but JAX's companions, JAX itself first of all.
+    held = [n for n in here if n.lower() not in ({companions})]
+    kept.write_text("".join(f"{{name}}=={{here[name]}}\\n" for name in held))
+    subprocess.run([*pip, {others}, "{anywidget}"], check=True)
     subprocess.run([*pip, "--no-deps", "./gptj-lab"], check=True)
+jax_version = importlib.metadata.version("jax")
+if not SpecifierSet("{jax}").contains(jax_version):
+    print(f"JAX here is {{jax_version}}, gptj_lab is made for {jax}: it may still work.")
 os.chdir("gptj-lab")
 """
 
@@ -48,12 +50,14 @@ memory = (devices[0].memory_stats() or {}).get("bytes_limit")
 size = "" if memory is None else f", {memory / 1e9:.1f} GB each"
 kind = f"{devices[0].device_kind} ({devices[0].platform})"
 print(f"{len(devices)} x {kind}{size}, jax {jax.__version__}")
+six_b = {"float32": 24.2e9, "bfloat16": 12.1e9}
 if devices[0].platform == "cpu":
     print("A CPU: quick enough for pocket. For GPT-J-6B: Runtime > Change runtime type.")
-elif memory is not None and memory < 13e9:
-    print("GPT-J-6B takes 12.1 GB in bfloat16: too much for one of these. Use pocket.")
-else:
-    print("GPT-J-6B takes 12.1 GB in bfloat16, 24.2 GB in float32.")
+elif memory is not None:
+    fits = [name for name, needed in six_b.items() if needed + 1.5e9 < memory]
+    print(f"GPT-J-6B fits with WEIGHTS = {fits[0]!r}." if fits else "GPT-J-6B doesn't fit: pocket.")
+if "T4" in devices[0].device_kind:
+    print("A T4 has no bfloat16 in hardware: float16 is quicker.")
 """
 
 FORMS = {
@@ -72,7 +76,12 @@ def colab(source: NotebookNode, name: str) -> NotebookNode:
     )
     skipped = ("jax>", "numpy")
     others = ", ".join(f'"{need}"' for need in needs if not need.startswith(skipped))
-    install = INSTALL.format(repository=REPOSITORY, jax=jax, anywidget=anywidget, others=others)
+    companions = ", ".join(
+        f'"{need.split(">")[0].split("=")[0]}"' for need in needs if not need.startswith(skipped)
+    )
+    install = INSTALL.format(
+        companions=companions, repository=REPOSITORY, jax=jax, anywidget=anywidget, others=others
+    )
     made = nbformat.v4.new_notebook(
         metadata={
             "accelerator": "TPU",

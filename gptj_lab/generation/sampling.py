@@ -199,8 +199,9 @@ def _number(name: str, value: object, wanted: str, *tests) -> float:
 def _token(token: object, vocab_size: int, where: str) -> int:
     if isinstance(token, bool) or not isinstance(token, numbers.Integral):
         raise TypeError(f"{where} holds {token!r}: token ids are whole numbers")
-    if not 0 <= token < vocab_size:
+    number = int(token)
+    if not 0 <= number < vocab_size:
         raise ValueError(
-            f"{where} holds token id {token}: ids from 0 to {vocab_size - 1} are in the vocabulary"
+            f"{where} holds token id {number}: ids from 0 to {vocab_size - 1} are in the vocabulary"
         )
-    return int(token)
+    return number

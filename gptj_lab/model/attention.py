@@ -41,17 +41,18 @@ class Attention(nnx.Module):
         v = site("attn.v", self.v(x).reshape(heads))
 
         if cache is None:
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # heads before positions, as in the cache
             kv_positions = positions
         else:
             cache = cache.write(k, v, positions)
             k, v = cache.keys.astype(x.dtype), cache.values.astype(x.dtype)
-            kv_positions = jnp.arange(k.shape[1])[None, :]
+            kv_positions = jnp.arange(k.shape[2])[None, :]
         seen = kv_positions[:, None, None, :] <= positions[:, None, :, None]
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         scores = jnp.where(seen, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
         scores = site("attn.scores", scores)
         pattern = site("attn.pattern", jax.nn.softmax(scores, axis=-1).astype(x.dtype))
-        z = site("attn.z", jnp.einsum("bhqk,bkhd->bqhd", pattern, v))
+        z = site("attn.z", jnp.einsum("bhqk,bhkd->bqhd", pattern, v))
         return self.out(z.reshape(batch, seq, d_model)), cache

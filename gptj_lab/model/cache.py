@@ -10,10 +10,13 @@ from gptj_lab.config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """Rotated keys, and values, of one block; row r's token at position p lies in [r, p]."""
+    """Rotated keys, and values, of one block; row r's token at position p lies in [r, :, p].
 
-    keys: Float[Array, "batch kv_seq heads d_head"]
-    values: Float[Array, "batch kv_seq heads d_head"]
+    Heads come before positions: attention then reads the cache as it lies, without transposing it.
+    """
+
+    keys: Float[Array, "batch heads kv_seq d_head"]
+    values: Float[Array, "batch heads kv_seq d_head"]
 
     def write(
         self,
@@ -24,8 +27,8 @@ class LayerCache(NamedTuple):
         """The cache with new tokens at their positions; those past the end are dropped."""
         rows = jnp.arange(keys.shape[0])[:, None]
         return LayerCache(
-            self.keys.at[rows, positions].set(keys, mode="drop"),
-            self.values.at[rows, positions].set(values, mode="drop"),
+            self.keys.at[rows, :, positions].set(keys, mode="drop"),
+            self.values.at[rows, :, positions].set(values, mode="drop"),
         )
 
 
@@ -34,7 +37,7 @@ Cache = tuple[LayerCache, ...]
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
     """A cache of zeros with room for `length` tokens in each of `batch` rows."""
-    shape = (batch, length, config.num_heads, config.d_head)
+    shape = (batch, config.num_heads, length, config.d_head)
     return tuple(
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         for _ in range(config.num_layers)

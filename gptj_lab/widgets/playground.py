@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
 _HERE = Path(__file__).parent
-_SHOWN = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "max_new_tokens": 64, "seed": 0}
+_SHOWN: dict[str, Any] = {
+    "temperature": 0.8,
+    "top_p": 0.95,
+    "top_k": 0,
+    "max_new_tokens": 64,
+    "seed": 0,
+}
 _PIECE = 128  # tokens a message: a few tens of kilobytes
 _KINDS = {"temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int}
 
@@ -54,8 +60,11 @@ class Playground(anywidget.AnyWidget):
         self, model: LanguageModel, prompt: str = "", *, autorun: bool = False, **settings: Any
     ):
         # Checked now, by what will use them, not at the first click.
-        shown = _SHOWN | {"max_new_tokens": min(64, max(1, model.config.context // 2))}
-        Decoding(model, "x", **(shown | settings))
+        shown: dict[str, Any] = _SHOWN | {
+            "max_new_tokens": min(64, max(1, model.config.context // 2))
+        }
+        shown |= settings
+        Decoding(model, "x", **shown)
         if "samples" in settings:
             raise TypeError("samples: the Playground shows one text; use model.generate")
         self._model = model
@@ -63,7 +72,7 @@ class Playground(anywidget.AnyWidget):
         self._request: str | None = None
         self._sent = 0
         self._told_prompt = False
-        super().__init__(model_name=model.name, prompt=prompt, settings=shown | settings)
+        super().__init__(model_name=model.name, prompt=prompt, settings=shown)
         self.on_msg(self._receive)
         if autorun:
             self.run()

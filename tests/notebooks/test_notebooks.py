@@ -48,6 +48,18 @@ def test_pictures_survive_as_html_with_their_alt_text(path, tmp_path):
     assert "No description has been provided" not in html
 
 
+def test_the_code_prompts_are_those_of_the_well_known_demonstration():
+    found = {p.stem: p.read_text() for p in (ROOT / "data" / "prompts" / "code").glob("*.txt")}
+    assert found == {
+        "is_even": "def is_even(i):\n"
+        '    """Check whether an integer is even in factorial O(n!) time"""',
+        "is_bird": 'def is_bird(img):\n    """Check whether an image is a bird"""',
+        "car": 'class Car:\n    """A class used to represent a car"""',
+        "should_terminate": "def should_terminate(Person):\n"
+        '    """Check whether a Person should be terminated"""',
+    }
+
+
 def test_colab_notebooks_are_made_and_not_edited(tmp_path):
     before = {path.name: path.read_bytes() for path in COLAB}
     assert set(before) == {path.name for path in NOTEBOOKS}
@@ -122,6 +134,12 @@ WIDGET = (
     "import anywidget\nclass W(anywidget.AnyWidget):\n    _esm = 'export default {}'\nw = W()\n"
 )
 
+PIP = (
+    "import subprocess, sys\n"
+    "run = subprocess.run([sys.executable, '-m', 'pip', *{}], capture_output=True, text=True)\n"
+    "assert run.returncode == 0, run.stderr"
+)
+
 
 @pytest.mark.parametrize(
     ("source", "message"),
@@ -134,9 +152,15 @@ WIDGET = (
             "Colab drops it",
         ),
         (
-            "import subprocess, sys\n"
-            "print(subprocess.run([sys.executable, '-m', 'pip', 'install', 'jax'], check=True))",
-            "CalledProcessError",
+            PIP.format(["install", "jax"]),
+            "this could change what Colab brings",
+        ),
+        (PIP.format(["install", "-U", "flax"]), "this could change what Colab brings"),
+        (PIP.format(["install", "flax"]), "nothing keeps JAX where it is"),
+        (
+            "open('kept.txt', 'w').write('flax==0.1')\n"
+            + PIP.format(["install", "-c", "kept.txt", "flax"]),
+            "the constraints don't hold jax",
         ),
     ],
 )
