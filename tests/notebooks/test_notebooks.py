@@ -130,6 +130,16 @@ def test_runs_under_the_rules_of_colab(path, colab):
     assert views, "the Playground is shown"
 
 
+def test_installs_beside_packages_outside_our_range_without_touching_jax(colab):
+    notebook = nbformat.read(COLAB[0], as_version=4)
+    install = [cell for cell in notebook.cells if "#@title Install" in cell.source]
+    install[0].source = "import os\nos.environ['PIP_REFUSES_FIRST'] = '1'\n" + install[0].source
+    calls = colab(nbformat.v4.new_notebook(cells=install))
+    assert len(calls) == 3 and "--no-deps" in calls[2]
+    assert any(argument.startswith("flax") for argument in calls[1])
+    assert not any(argument.startswith(("jax>", "numpy")) for argument in calls[1])
+
+
 WIDGET = (
     "import anywidget\nclass W(anywidget.AnyWidget):\n    _esm = 'export default {}'\nw = W()\n"
 )
