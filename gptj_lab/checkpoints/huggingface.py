@@ -151,6 +151,7 @@ def write(
         fields = config.to_hugging_face() | {"dtype": str(network.embed.get_value().dtype)}
         (aside / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for file in sorted(aside.iterdir()):
+            file.chmod((directory.stat().st_mode & 0o666) | 0o600)  # safetensors: owner only
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
