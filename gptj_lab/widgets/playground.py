@@ -136,10 +136,10 @@ class Playground(anywidget.AnyWidget):
         try:
             self._answer(message, request)
         except (TypeError, ValueError, KeyError) as error:
-            self._decoding = self._request = None
+            self.cancel()  # what was made stays, also for pin()
             self.send({"op": "error", "req": request, "text": str(error)})
         except Exception as error:  # out of memory, for example: the kernel has to live on
-            self._decoding = self._request = None
+            self.cancel()  # what was made stays, also for pin()
             text = f"The model stopped: {type(error).__name__}: {error}"
             self.send({"op": "error", "req": request, "text": text[:1000]})
 

@@ -138,6 +138,14 @@ def test_bad_input_becomes_a_sentence_and_the_view_lives_on(front, prompt, contr
     assert front.start("b", "the cat")[0][0]["op"] == "started"
 
 
+def test_an_error_loses_nothing_of_the_run_before(front):
+    front.start("a", "the cat")
+    front.pull("a")
+    before = front.play.completion
+    assert front.start("b", "")[0][0]["op"] == "error"
+    assert front.play.completion == before and front.play._repr_mimebundle_()[0]["image/png"]
+
+
 def test_malformed_messages_do_not_raise(front):
     for message in (None, 3, {}, {"op": "start"}, {"op": "start", "prompt": "a", "settings": []}):
         front.play._receive(front.play, message, [])
