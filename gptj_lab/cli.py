@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, help="state, curve and weights go here")
     train.add_argument("--steps", type=int, default=20_000, help="steps in all (20000)")
     train.add_argument("--decay-steps", type=int, help="steps of falling rate (a fifth of all)")
-    train.add_argument("--minutes", type=float, help="stop and save after so long; run again later")
+    train.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop and save after so long; run again later",
+    )
     train.add_argument("--batch", type=int, default=16, help="windows a step (16)")
     train.add_argument("--context", type=int, default=256, help="tokens a window (256)")
     train.add_argument("--d-model", type=int, default=256, help="width (256)")
