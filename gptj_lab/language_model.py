@@ -80,19 +80,17 @@ class LanguageModel:
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
         """Completions of one prompt or several, the samples of each prompt side by side.
 
-        The settings are those of `gptj_lab.generation.decoding.Decoding`: max_new_tokens,
-        temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
-        presence_penalty, token_bias, ban, stop, seed, samples, keep_end.
+        The settings are those of `gptj_lab.generation.decoding.Decoding` (max_new_tokens, stop,
+        seed, samples, keep_end) and of `gptj_lab.generation.sampling.make_settings` (temperature,
+        top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty,
+        token_bias, ban).
 
         Raises:
             TypeError, ValueError: the message names the setting, its value and the fix.
         """
         from gptj_lab.generation.decoding import Decoding
 
-        decoding = Decoding(self, prompts, **settings)
-        while decoding.advance():
-            pass
-        return decoding.completions()
+        return Decoding(self, prompts, **settings).complete()
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
         """The text after `prompt` as it comes, in pieces; closing the iterator stops the work.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -137,41 +137,23 @@ class Decoding:
         prompts: str | Sequence[str],
         *,
         max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        typical_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        token_bias: Mapping[int, float] | None = None,
-        ban: Iterable[int] = (),
         stop: str | Sequence[str] = (),
         seed: int = 0,
         samples: int = 1,
         keep_end: bool = False,
         prompt_logprobs: bool = False,
+        **sampling_settings: Any,
     ):
         """Checks everything; the device begins to work at the first `advance`.
 
         Args:
             max_new_tokens: tokens to make at most; fewer where the context is full before.
-            temperature: 0 always takes the likeliest token.
-            top_k: keep the k likeliest tokens; 0 keeps all.
-            top_p: keep the likeliest tokens that together reach this probability.
-            min_p: keep tokens at least this times as likely as the likeliest (Nguyen et al. 2024).
-            typical_p: keep the tokens nearest to the expected surprise (Meister et al. 2022).
-            repetition_penalty: divides the score of tokens seen, above 1 (Keskar et al. 2019).
-            frequency_penalty, presence_penalty: subtracted from the logits of tokens that were
-                made, for each time and once.
-            token_bias: added to the logits of these token ids.
-            ban: token ids never to be made.
             stop: texts that end a completion; they are not part of it.
             seed: the same seed gives a prompt the same text, alone or in a batch.
             samples: completions of each prompt.
             keep_end: of a prompt too long for the context, keep the end; otherwise it is refused.
             prompt_logprobs: fill `prompt_tokens` of the rows.
+            sampling_settings: temperature, top_k, ...: as of `sampling.make_settings`.
 
         Raises:
             TypeError, ValueError: the message names the argument, its value and the fix.
@@ -188,12 +170,7 @@ class Decoding:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop holds {text!r}: non-empty texts are needed")
-        self._settings = sampling.make_settings(
-            config.vocab_size,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
-            repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty, token_bias=token_bias, ban=ban,
-        )  # fmt: skip
+        self._settings = sampling.make_settings(config.vocab_size, **sampling_settings)
         self._model = model
         self._prompts = [_prompt_ids(model, prompt, limit, keep_end) for prompt in prompts]
         self._samples = samples
@@ -246,6 +223,12 @@ class Decoding:
         seconds = (time.perf_counter() - begun) / steps
         self._steps = 2 if first else max(1, min(4 * self._steps, int(_LATENCY / seconds), CHUNK))
         return not self.done
+
+    def complete(self) -> list[Completion]:
+        """Goes on until every row has finished; one completion for each."""
+        while self.advance():
+            pass
+        return self.completions()
 
     @property
     def done(self) -> bool:
@@ -465,14 +448,12 @@ def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -
             "the prompt is empty: give some text, or '<|endoftext|>' to begin a new document"
         )
     context = model.config.context
-    if len(ids) < context:
-        if keep_end and len(ids) + limit > context:
-            return ids[-max(context - limit, context // 2) :]
-        return ids
-    if not keep_end:
+    if len(ids) >= context and not keep_end:
         raise ValueError(
             f"the prompt is {len(ids)} tokens, {len(ids) - context + 1} too many for a context of "
             f"{context} that shall hold a new token too: shorten it, or pass keep_end=True to keep "
             "its end"
         )
-    return ids[-max(context - limit, context // 2) :]
+    if keep_end and len(ids) + limit > context:
+        return ids[-max(context - limit, context // 2) :]
+    return ids

@@ -87,9 +87,7 @@ class Playground(anywidget.AnyWidget):
         """
         self._begin(self.prompt, self.settings)
         assert self._decoding is not None
-        while self._decoding.advance():
-            pass
-        return self._decoding.completions()[0]
+        return self._decoding.complete()[0]
 
     @property
     def completion(self) -> Completion | None:
