@@ -28,7 +28,8 @@ _SHOWN: dict[str, Any] = {
     "seed": 0,
 }
 _PIECE = 128  # tokens a message: a few tens of kilobytes
-_KINDS = {"temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int}
+# One string for the process: anywidget keeps a copy for every file that it is given.
+_SCRIPT = (_HERE / "playground.js").read_text("utf-8")
 
 
 class Playground(anywidget.AnyWidget):
@@ -49,7 +50,7 @@ class Playground(anywidget.AnyWidget):
         TypeError, ValueError: a setting is unknown or out of range.
     """
 
-    _esm = (_HERE / "playground.js").read_text("utf-8")
+    _esm = _SCRIPT
     _css = (_HERE / "playground.css").read_text("utf-8")
 
     model_name = traitlets.Unicode().tag(sync=True)
@@ -60,10 +61,8 @@ class Playground(anywidget.AnyWidget):
         self, model: LanguageModel, prompt: str = "", *, autorun: bool = False, **settings: Any
     ):
         # Checked now, by what will use them, not at the first click.
-        shown: dict[str, Any] = _SHOWN | {
-            "max_new_tokens": min(64, max(1, model.config.context // 2))
-        }
-        shown |= settings
+        half = max(1, model.config.context // 2)
+        shown = _SHOWN | {"max_new_tokens": min(_SHOWN["max_new_tokens"], half)} | settings
         Decoding(model, "x", **shown)
         if "samples" in settings:
             raise TypeError("samples: the Playground shows one text; use model.generate")
@@ -71,7 +70,6 @@ class Playground(anywidget.AnyWidget):
         self._decoding: Decoding | None = None
         self._request: str | None = None
         self._sent = 0
-        self._told_prompt = False
         super().__init__(model_name=model.name, prompt=prompt, settings=shown)
         self.on_msg(self._receive)
         if autorun:
@@ -133,13 +131,12 @@ class Playground(anywidget.AnyWidget):
         request = str(message.get("req", "")) if isinstance(message, dict) else ""
         try:
             self._answer(message, request)
-        except (TypeError, ValueError, KeyError) as error:
-            self.cancel()  # what was made stays, also for pin()
-            self.send({"op": "error", "req": request, "text": str(error)})
         except Exception as error:  # out of memory, for example: the kernel has to live on
             self.cancel()  # what was made stays, also for pin()
-            text = f"The model stopped: {type(error).__name__}: {error}"
-            self.send({"op": "error", "req": request, "text": text[:1000]})
+            text = str(error)
+            if not isinstance(error, TypeError | ValueError | KeyError):
+                text = f"The model stopped: {type(error).__name__}: {text}"[:1000]
+            self.send({"op": "error", "req": request, "text": text})
 
     def _answer(self, message: dict[str, Any], request: str) -> None:
         match message["op"]:
@@ -168,7 +165,7 @@ class Playground(anywidget.AnyWidget):
         if not isinstance(prompt, str):
             raise TypeError(f"the prompt is a {type(prompt).__name__}: a str is needed")
         decoding = Decoding(self._model, prompt, prompt_logprobs=True, **settings)
-        self._decoding, self._sent, self._told_prompt, self._request = decoding, 0, False, None
+        self._decoding, self._sent, self._request = decoding, 0, None
         with self.hold_sync():
             self.prompt, self.settings = prompt, settings
 
@@ -176,9 +173,8 @@ class Playground(anywidget.AnyWidget):
         assert self._decoding is not None and self._row is not None
         self._decoding.advance()
         row = self._row
-        if not self._told_prompt:
+        if not self._sent:
             self._send_tokens(request, "prompt", row.prompt_tokens or [])
-            self._told_prompt = True
         new = row.tokens[self._sent :]
         self._sent = len(row.tokens)
         if row.finish_reason is not None:
@@ -209,7 +205,11 @@ class Playground(anywidget.AnyWidget):
 
     def _name(self, token_id: int) -> tuple[str, str | None]:
         """A token as a person should see it, and its own text if that is whole."""
-        return _name(self._model.tokenizer, token_id)
+        tokenizer = self._model.tokenizer
+        try:
+            return tokenizer.display(token_id), tokenizer.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return tokenizer.display(token_id), None
 
     def _notes(self) -> list[str]:
         """What the user should know before reading the answer."""
@@ -258,7 +258,8 @@ class Playground(anywidget.AnyWidget):
 def _numbers(raw: Any) -> dict[str, Any]:
     """The settings that the view's controls give, as numbers."""
     settings: dict[str, Any] = {"keep_end": bool(raw.get("keep_end"))}
-    for name, kind in _KINDS.items():
+    for name, default in _SHOWN.items():
+        kind = type(default)
         try:
             settings[name] = kind(raw[name])
         except (TypeError, ValueError, OverflowError):
@@ -280,18 +281,10 @@ def _arrays(tokens: Sequence[Token]) -> tuple[np.ndarray, ...]:
     return ids, logprobs, other_ids, other_logprobs
 
 
-def _name(tokenizer: Any, token_id: int) -> tuple[str, str | None]:
-    try:
-        return tokenizer.display(token_id), tokenizer.token_bytes(token_id).decode()
-    except UnicodeDecodeError:
-        return tokenizer.display(token_id), None
-
-
 @functools.cache
 def _bins() -> list[tuple[float, str, str]]:
     """The view's own probability steps in its light theme: from, background, text."""
-    source = (_HERE / "playground.js").read_text("utf-8")
-    found = re.findall(r'\{ from: ([\d.]+),.*?light: \["(#\w+)", "(#\w+)"\]', source)
+    found = re.findall(r'\{ from: ([\d.]+),.*?light: \["(#\w+)", "(#\w+)"\]', _SCRIPT)
     return [(float(least), back, ink) for least, back, ink in found]
 
 
