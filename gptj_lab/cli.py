@@ -1,6 +1,7 @@
 """The command line: the same words as in Python, for the same things."""
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -31,7 +32,11 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Bad input is one sentence on stderr and code 2."""
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen, others = parser.parse_known_args(arguments)
+    if chosen.command == "lab":
+        chosen.options = others  # argparse hands no option on by itself
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return chosen.run(chosen)
     except (ValueError, TypeError, OSError) as error:
@@ -47,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gptj-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    lab = commands.add_parser("lab", help="open JupyterLab on the first notebook")
-    lab.add_argument("options", nargs=argparse.REMAINDER, help="handed on to `jupyter lab`")
+    lab = commands.add_parser(
+        "lab", help="open JupyterLab on the first notebook; further options are handed on to it"
+    )
     lab.set_defaults(run=_lab)
 
     generate = commands.add_parser("generate", help="continue a prompt, streaming")
@@ -89,10 +95,9 @@ def _parser() -> argparse.ArgumentParser:
 def _lab(chosen: argparse.Namespace) -> int:
     notebook = "notebooks/00_start_here.ipynb"
     start = [f"--LabApp.default_url=/lab/tree/{notebook}"] if Path(notebook).is_file() else []
-    try:
-        return subprocess.call([sys.executable, "-m", "jupyter", "lab", *start, *chosen.options])
-    except FileNotFoundError:
-        raise OSError("JupyterLab is not installed: pip install 'gptj_lab[lab]'") from None
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise OSError("JupyterLab is not installed: pip install 'gptj_lab[lab]'")
+    return subprocess.call([sys.executable, "-m", "jupyterlab", *start, *chosen.options])
 
 
 def _generate(chosen: argparse.Namespace) -> int:

@@ -73,6 +73,23 @@ def test_the_program_answers_at_once_and_imports_nothing_heavy():
     assert run.stdout == f"gptj-lab {gptj_lab.__version__}\n"
 
 
+def test_lab_hands_its_options_on(capfd):
+    assert cli.main(["lab", "--version"]) == 0
+    assert capfd.readouterr().out.startswith("4.")
+
+
+def test_lab_without_jupyterlab_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 2
+    assert "JupyterLab is not installed: pip install" in capsys.readouterr().err
+
+
+def test_an_option_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "the cat", "--warmth", "3"])
+    assert "unrecognized arguments: --warmth 3" in capsys.readouterr().err
+
+
 def test_prompt_from_standard_input(folder):
     run = subprocess.run(
         [sys.executable, "-m", "gptj_lab.cli", "generate", "-", "--model", folder, *SETTINGS],
