@@ -119,8 +119,9 @@ class LanguageModel:
         Raises:
             OSError: it can't be written; files that were there stay whole.
         """
-        huggingface.write(directory, self.config, self.network)
-        self.tokenizer.save(directory)
+        with huggingface.replacing(directory) as aside:
+            huggingface.write(aside, self.config, self.network)
+            self.tokenizer.save(aside)
 
     def _run(self, token_ids: Array, wanted: tuple[str, ...]):
         graph, state = nnx.split(self.network)

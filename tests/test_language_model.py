@@ -37,6 +37,22 @@ def test_saved_and_loaded_gives_the_same_logits(model, tmp_path):
     assert gptj_lab.load(tmp_path, weights="bfloat16").dtype == "bfloat16"
 
 
+def test_a_disk_that_is_full_at_the_tokenizer_leaves_all_old_files_whole(
+    model, tmp_path, monkeypatch
+):
+    model.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(self, directory):
+        (directory / "tokenizer.json").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tokenizer, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(300).save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_trace_names_the_sites_that_were_asked_for(model):
     trace = model.trace("hello", sites=["blocks.*.attn.pattern"])
     assert list(trace) == ["blocks.0.attn.pattern", "blocks.1.attn.pattern"]

@@ -1,5 +1,6 @@
 """Hugging Face directories, both ways: config.json and safetensors, single or sharded."""
 
+import contextlib
 import json
 import os
 import re
@@ -119,8 +120,6 @@ def write(
     Raises:
         OSError: the directory can't be written, or the disk is full.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for path, leaf in nnx.to_flat_state(nnx.state(network)):
@@ -135,8 +134,7 @@ def write(
     names = [_SINGLE] if count == 1 else [
         f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
     ]  # fmt: skip
-    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
-    try:
+    with replacing(directory) as aside:
         for name, shard in zip(names, shards, strict=True):
             try:
                 save_file(shard, aside / name, metadata={"format": "pt"})
@@ -150,12 +148,27 @@ def write(
             (aside / _INDEX).write_text(json.dumps(index, indent=2))
         fields = config.to_hugging_face() | {"dtype": str(network.embed.get_value().dtype)}
         (aside / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        for file in sorted(aside.iterdir()):
+
+
+@contextlib.contextmanager
+def replacing(directory: Path | str) -> Iterator[Path]:
+    """A folder to write a checkpoint into, which comes into place in `directory` when it is whole.
+
+    If the block fails (a full disk, a stop), the files in `directory` stay as they were. Weights
+    of an earlier checkpoint that were not written again are removed; other files stay.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    try:
+        yield aside
+        written = sorted(aside.iterdir())
+        for file in written:
             file.chmod((directory.stat().st_mode & 0o666) | 0o600)  # safetensors: owner only
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    kept = {*names, _INDEX} if count > 1 else set(names)
+    kept = {file.name for file in written}
     for old in [*directory.glob("model*.safetensors"), directory / _INDEX]:
         if old.name not in kept:
             old.unlink(missing_ok=True)
