@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 _ASSETS = Path(__file__).parent / "assets" / "gpt2_bpe"
-_END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
 
 
@@ -97,7 +97,7 @@ class Tokenizer:
         """
         lines = gzip.decompress((_ASSETS / "vocab.bpe.gz").read_bytes()).decode().splitlines()
         merges = [(left, right) for left, right in (line.split(" ") for line in lines[1:])]
-        tokens = [*_BYTES, *(left + right for left, right in merges), _END_OF_TEXT]
+        tokens = [*_BYTES, *(left + right for left, right in merges), END_OF_TEXT]
         inner = _byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
         inner.add_tokens([AddedToken(f"<|extratoken_{i}|>") for i in range(1, 144)])
         return cls(inner)
@@ -110,7 +110,7 @@ class Tokenizer:
     @property
     def end_of_text_id(self) -> int | None:
         """The id of <|endoftext|>, if it is there."""
-        return self.token_to_id(_END_OF_TEXT)
+        return self.token_to_id(END_OF_TEXT)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token in the vocabulary's own spelling (Ġ for a space), if it is there."""
@@ -181,7 +181,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         if self.end_of_text_id is not None:
-            settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT)
+            settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         self._inner.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=2) + "\n", encoding="utf-8"
@@ -228,18 +228,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         raise TypeError("texts is one str: give an iterable of them, for example [text]")
     if vocab_size < 257:
         raise ValueError(
-            f"vocab_size is {vocab_size}: at least 257 are needed, 256 bytes and {_END_OF_TEXT}"
+            f"vocab_size is {vocab_size}: at least 257 are needed, 256 bytes and {END_OF_TEXT}"
         )
 
     def documents() -> Iterator[str]:
         for text in texts:
             _check_text(text)
-            yield from text.split(_END_OF_TEXT)
+            yield from text.split(END_OF_TEXT)
 
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[_END_OF_TEXT],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -253,8 +253,8 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    if inner.token_to_id(_END_OF_TEXT) is not None:
-        inner.add_special_tokens([AddedToken(_END_OF_TEXT, special=True, normalized=False)])
+    if inner.token_to_id(END_OF_TEXT) is not None:
+        inner.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return inner
 
 

@@ -7,10 +7,8 @@ import lzma
 import math
 import random
 import re
-import shutil
 import signal
 import sysconfig
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +25,10 @@ from optax import contrib
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
+from gptj_lab.language_model import LanguageModel
 from gptj_lab.model.transformer import Transformer
-from gptj_lab.tokenizer import Tokenizer, train_bpe
+from gptj_lab.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
-END_OF_TEXT = "<|endoftext|>"
 # Modules of the standard library that are never trained on.
 HELD_OUT_MODULES = (
     "bisect", "calendar", "colorsys", "fractions", "heapq",
@@ -525,15 +523,12 @@ def curves(out_dir: Path | str) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-@functools.lru_cache(maxsize=8)
-def _scorer(graph: Any) -> Callable[..., Any]:
-    @jax.jit
-    def nats(params: Any, rows: jax.Array, counted: jax.Array) -> jax.Array:
-        logits, _ = nnx.merge(graph, params)(rows[:, :-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
-        return jnp.where(counted, losses, 0.0).sum()
-
-    return nats
+@functools.partial(jax.jit, static_argnames="graph")
+def _nats(graph: Any, params: Any, rows: jax.Array, counted: jax.Array) -> jax.Array:
+    """The loss in nats of the tokens that are counted, bool [batch, context]."""
+    logits, _ = nnx.merge(graph, params)(rows[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
+    return jnp.where(counted, losses, 0.0).sum()
 
 
 def bits_per_byte(
@@ -547,7 +542,6 @@ def bits_per_byte(
     end = _end(tokenizer)
     half = context // 2
     graph, params = nnx.split(network)
-    nats = _scorer(graph)
     rows: list[np.ndarray] = []
     counted: list[np.ndarray] = []
     size = 0
@@ -556,7 +550,7 @@ def bits_per_byte(
         ids = np.asarray([end, *tokenizer.encode(text)], np.int32)
         done = 1  # ids[:done] are scored; the first is given
         while done < len(ids):
-            start = max(0, done - 1 - half) if done > 1 else 0
+            start = max(0, done - 1 - half)
             piece = ids[start : start + context + 1]
             row = np.full(context + 1, end, np.int32)
             row[: len(piece)] = piece
@@ -572,7 +566,7 @@ def bits_per_byte(
         lacking = max(0, i + group - len(rows))
         some = np.stack(rows[i : i + group] + [rows[0]] * lacking)
         mask = np.stack(counted[i : i + group] + [np.zeros(context, bool)] * lacking)
-        total += float(nats(params, some, mask))
+        total += float(_nats(graph, params, some, mask))
     return total / (size * math.log(2))
 
 
@@ -599,6 +593,7 @@ def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
         states.close()
     step = int(saved)
     rounded = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
+    network = nnx.merge(graph, rounded)
     texts = {"tales": validation_documents(settings["text_dir"]), "code": held_out_documents()}
     measures: dict[str, Any] = {
         "steps": step,
@@ -608,7 +603,6 @@ def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
     for name, documents in texts.items():
         if documents:
             data = "".join(documents).encode()
-            network = nnx.merge(graph, rounded)
             measures[name] = {
                 "bits_per_byte": bits_per_byte(
                     network, tokenizer, documents, context=settings["context"]
@@ -629,14 +623,7 @@ def _write(
     measures: dict[str, Any],
 ) -> None:
     """Replaces the files of a Hugging Face directory; others in it (a model card) stay."""
-    target.mkdir(parents=True, exist_ok=True)
     half = jax.tree.map(lambda x: x.astype(jnp.float16), params)
-    aside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target))
-    try:
-        huggingface.write(aside, config, nnx.merge(graph, half))
-        tokenizer.save(aside)
+    with huggingface.replacing(target) as aside:
+        LanguageModel(config, nnx.merge(graph, half), tokenizer).save(aside)
         (aside / "metrics.json").write_text(json.dumps(measures, indent=2) + "\n", "utf-8")
-        for file in sorted(aside.iterdir()):
-            file.replace(target / file.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
