@@ -132,9 +132,8 @@ def compare(name: str, model: LanguageModel, rounds: int, bandwidths: list[float
 
 
 _COLD = """
-import time
 import gptj_lab
-model = gptj_lab.load({name!r})
+model = gptj_lab.load()
 next(iter(model.stream("Once upon a time", temperature=0)))
 """
 
@@ -148,7 +147,7 @@ def cold_start(rounds: int) -> None:
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        code = [sys.executable, "-c", _COLD.format(name="pocket")]
+        code = [sys.executable, "-c", _COLD]
         seconds: dict[str, list[float]] = {"without": [], "with": []}
         subprocess.run(code, env=within, check=True)
         for _ in range(rounds):

@@ -9,9 +9,9 @@ import nbformat
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
-OWNER = "gptj-lab"  # the account on GitHub that publishes the project: change it here only
+# The account on GitHub that publishes the project; the badge of every notebook names it too.
+OWNER = "gptj-lab"
 REPOSITORY = f"https://github.com/{OWNER}/gptj_lab"
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 INSTALL = """#@title Install (half a minute; the JAX that Colab brings stays as it is)
 import importlib.metadata
@@ -67,18 +67,22 @@ FORMS = {
 
 
 def colab(source: NotebookNode, name: str) -> NotebookNode:
-    """The notebook for Colab: no outputs, a badge, an install cell, forms for the parameters."""
+    """The notebook for Colab: no outputs, an install cell, forms for the parameters.
+
+    Raises:
+        ValueError: its badge leads elsewhere.
+    """
+    if f"/github/{OWNER}/gptj_lab/blob/main/colab/{name}.ipynb" not in source.cells[0].source:
+        raise ValueError(f"{name}: the badge leads elsewhere than to {REPOSITORY}, colab/{name}")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     needs = project["dependencies"]
     jax = next(need for need in needs if need.startswith("jax>")).removeprefix("jax")
     anywidget = next(
         need for need in project["optional-dependencies"]["lab"] if need.startswith("anywidget")
     )
-    skipped = ("jax>", "numpy")
-    others = ", ".join(f'"{need}"' for need in needs if not need.startswith(skipped))
-    companions = ", ".join(
-        f'"{need.split(">")[0].split("=")[0]}"' for need in needs if not need.startswith(skipped)
-    )
+    ours = [need for need in needs if not need.startswith(("jax>", "numpy"))]
+    others = ", ".join(f'"{need}"' for need in ours)
+    companions = ", ".join(f'"{need.split(">")[0].split("=")[0]}"' for need in ours)
     install = INSTALL.format(
         companions=companions, repository=REPOSITORY, jax=jax, anywidget=anywidget, others=others
     )

@@ -3,8 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gptj_lab import widgets
+
 if TYPE_CHECKING:
-    from gptj_lab import widgets
     from gptj_lab.config import ModelConfig
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
@@ -22,8 +23,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "widgets":
-        return importlib.import_module("gptj_lab.widgets")
     if name not in _HOME:
         raise AttributeError(f"gptj_lab has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)
