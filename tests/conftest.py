@@ -52,3 +52,57 @@ def torch_gptj():
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A function that makes the config of a GPT-J of some thousand weights (std 0.2)."""
+    from gptj_lab.config import ModelConfig
+
+    def make(**fields) -> ModelConfig:
+        base = dict(
+            vocab_size=304,
+            context=64,
+            d_model=32,
+            num_layers=2,
+            num_heads=4,
+            d_rotary=4,
+            d_ff=64,
+            activation="gelu_new",
+            layer_norm_eps=1e-5,
+            initializer_range=0.2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        return ModelConfig(**(base | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of at most 300 tokens, which has seen cats, dogs and an emoji."""
+    from gptj_lab.tokenizer import train_bpe
+
+    text = "the cat sat on the mat, and the dog 🙂 sat on the log; naïve cats do. " * 9
+    return train_bpe([text], 300)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config, tiny_tokenizer):
+    """A LanguageModel with random weights; its embedding has rows that no token needs."""
+    from gptj_lab.language_model import LanguageModel
+    from gptj_lab.model.transformer import Transformer
+
+    config = tiny_config()
+    network = Transformer(config, key=jax.random.key(1))
+    return LanguageModel(config, network, tiny_tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(torch_gptj, tiny_tokenizer, tmp_path_factory):
+    """A Hugging Face directory that transformers wrote, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch_gptj(vocab_size=300).save_pretrained(folder)
+    tiny_tokenizer.save(folder)
+    return folder

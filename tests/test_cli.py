@@ -8,15 +8,11 @@ import pytest
 
 import gptj_lab
 from gptj_lab import cli
-from gptj_lab.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")
-def folder(torch_gptj, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    torch_gptj(vocab_size=300).save_pretrained(folder)
-    train_bpe(["the cat sat on the mat and the dog sat on the log " * 9], 300).save(folder)
-    return str(folder)
+def folder(tiny_directory):
+    return str(tiny_directory)
 
 
 @pytest.fixture(autouse=True)

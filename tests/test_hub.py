@@ -4,14 +4,13 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-
-from gptj_lab.tokenizer import train_bpe
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
@@ -25,10 +24,9 @@ except FileNotFoundError as error:
 
 
 @pytest.fixture(scope="module")
-def repository(torch_gptj, tmp_path_factory):
+def repository(tiny_directory, tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
-    torch_gptj(vocab_size=300).save_pretrained(folder)
-    train_bpe(["the cat sat on the mat and the dog sat on the log " * 9], 300).save(folder)
+    shutil.copytree(tiny_directory, folder, dirs_exist_ok=True)
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
     return folder
 

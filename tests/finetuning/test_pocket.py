@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 import gptj_lab
-from gptj_lab.config import ModelConfig
 from gptj_lab.finetuning import pocket
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer, train_bpe
@@ -81,13 +80,9 @@ def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(texts, t
     assert model.generate("once a king", max_new_tokens=3)[0].token_ids
 
 
-def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before():
+def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before(tiny_config):
     tokenizer = train_bpe([tale(1) + " "], 300)
-    config = ModelConfig(
-        vocab_size=300, context=16, d_model=16, num_layers=1, num_heads=2, d_rotary=4, d_ff=32,
-        activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2, bos_token_id=0,
-        eos_token_id=0,
-    )  # fmt: skip
+    config = tiny_config(vocab_size=300, context=16, d_model=16, num_layers=1, num_heads=2)
     network = Transformer(config, key=jax.random.key(0))
     short = "the fox and the king"  # within one window
     ids = [0, *tokenizer.encode(short)]

@@ -6,26 +6,14 @@ import pytest
 from flax import nnx
 
 import gptj_lab
-from gptj_lab.config import ModelConfig
 from gptj_lab.generation import decoding
 from gptj_lab.generation.decoding import Decoding, Row, Token
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.model.transformer import Transformer
-from gptj_lab.tokenizer import train_bpe
-
-TEXT = "the cat sat on the mat, and the dog 🙂 sat on the log; naïve cats do. " * 9
 
 
 @pytest.fixture(scope="module")
-def model():
-    tokenizer = train_bpe([TEXT], 300)
-    config = ModelConfig(
-        vocab_size=304, context=64, d_model=32, num_layers=2, num_heads=4, d_rotary=4, d_ff=64,
-        activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    network = Transformer(config, key=jax.random.key(1))
-    return LanguageModel(config, network, tokenizer, "tiny")
+def model(tiny_model):
+    return tiny_model
 
 
 def only(model, *texts):
@@ -56,12 +44,12 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass(model):
     assert done.text == model.tokenizer.decode(done.token_ids)
 
 
-def test_greedy_equals_transformers(torch_gptj, tmp_path):
+def test_greedy_equals_transformers(torch_gptj, tiny_tokenizer, tmp_path):
     import torch
 
     theirs = torch_gptj(vocab_size=300, n_positions=64)
     theirs.save_pretrained(tmp_path)
-    train_bpe([TEXT], 300).save(tmp_path)
+    tiny_tokenizer.save(tmp_path)
     ours = gptj_lab.load(tmp_path)
     prompts = ["the cat sat on", "a", "dogs and logs and cats"]
     for done, prompt in zip(

@@ -7,30 +7,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 import gptj_lab
-from gptj_lab.config import ModelConfig
-from gptj_lab.language_model import LanguageModel
-from gptj_lab.model.transformer import Transformer
-from gptj_lab.tokenizer import train_bpe
 
-TEXT = "the cat sat on the mat, and the dog 🙂 sat on the log; naïve cats do. " * 9
 NAUGHTY = "<img src=x onerror=alert(1)><script>alert(1)</script> $x^2$"
 
 
 @pytest.fixture(scope="module")
-def model():
-    tokenizer = train_bpe([TEXT], 300)
-    config = ModelConfig(
-        vocab_size=300, context=64, d_model=32, num_layers=2, num_heads=4, d_rotary=4, d_ff=64,
-        activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2, bos_token_id=0,
-        eos_token_id=0,
-    )  # fmt: skip
-    network = Transformer(config, key=jax.random.key(1))
-    return LanguageModel(config, network, tokenizer, "tiny")
+def model(tiny_model):
+    return tiny_model
 
 
 CONTROLS = {
