@@ -204,12 +204,14 @@ class Playground(anywidget.AnyWidget):
             self.send(message, buffers)
 
     def _name(self, token_id: int) -> tuple[str, str | None]:
-        """A token as a person should see it, and its own text if that is whole."""
+        """A token as a person should see it, and its own text if that is whole and has ink.
+
+        A control character, or one that turns the direction of the text, is shown as its mark.
+        """
         tokenizer = self._model.tokenizer
-        try:
-            return tokenizer.display(token_id), tokenizer.token_bytes(token_id).decode()
-        except UnicodeDecodeError:
-            return tokenizer.display(token_id), None
+        text = tokenizer.token_bytes(token_id).decode(errors="replace")
+        plain = "\ufffd" not in text and all(c.isprintable() or c in "\n\t" for c in text)
+        return tokenizer.display(token_id), text if plain else None
 
     def _notes(self) -> list[str]:
         """What the user should know before reading the answer."""

@@ -139,6 +139,16 @@ def test_malformed_messages_do_not_raise(front):
     assert all(content["op"] == "error" for content, _ in front.got)
 
 
+@pytest.mark.parametrize("raw", ["\x08", "a\u202eb", "\xe2\x80".encode("latin-1")])
+def test_text_without_ink_is_shown_as_its_mark(front, model, monkeypatch, raw):
+    data = raw if isinstance(raw, bytes) else raw.encode()
+    monkeypatch.setitem(model.tokenizer._raw, 5, data)
+    shown, text = front.play._name(5)
+    assert text is None and shown.isprintable() and shown != data.decode(errors="replace")
+    monkeypatch.setitem(model.tokenizer._raw, 5, " é\n".encode())
+    assert front.play._name(5) == ("␣é↵", " é\n")
+
+
 def test_a_failure_of_the_device_is_told(front, monkeypatch):
     front.start("a", "the cat")
 
