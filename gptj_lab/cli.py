@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--context", type=int, default=256, help="tokens a window (256)")
     train.add_argument("--d-model", type=int, default=256, help="width (256)")
     train.add_argument("--layers", type=int, default=6, help="blocks (6)")
+    train.add_argument("--code-share", type=float, default=0.2, help="of the windows (0.2)")
+    train.add_argument(
+        "--start-from", type=Path, help="a directory whose weights and tokenizer are the beginning"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train_pocket)
     return parser
@@ -132,7 +136,8 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
         chosen.text, chosen.out,
         steps=chosen.steps, decay_steps=chosen.decay_steps, max_minutes=chosen.minutes,
         batch=chosen.batch, context=chosen.context, d_model=chosen.d_model,
-        num_layers=chosen.layers, seed=chosen.seed, export_to=chosen.out / "pocket",
+        num_layers=chosen.layers, code_share=chosen.code_share, start_from=chosen.start_from,
+        seed=chosen.seed, export_to=chosen.out / "pocket",
     )  # fmt: skip
     measures = pocket.export(chosen.out, chosen.out / "pocket")
     for name in ("tales", "code"):

@@ -1,4 +1,4 @@
-"""Eight host devices, no silent rank promotion, and small GPT-Js of both kinds to compare."""
+"""Eight host devices, shapes checked, no silent rank promotion; small GPT-Js to compare."""
 
 import os
 
@@ -10,6 +10,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotated shape of the package is checked at each call; before its first import.
+install_import_hook("gptj_lab", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -1,6 +1,7 @@
 """The recipe of the embedded model: a folder of stories and the standard library, to a GPT-J."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import lzma
@@ -65,10 +66,8 @@ def validation_documents(text_dir: Path | str) -> list[str]:
     return [doc for file in files for doc in split_documents(file.read_text("utf-8"))]
 
 
-def training_documents(
-    text_dir: Path | str, *, code_share: float = 0.2, seed: int = 0
-) -> list[str]:
-    """The folder's documents and as much of the standard library as is `code_share` of the bytes.
+def story_documents(text_dir: Path | str) -> list[str]:
+    """The folder's documents to train on.
 
     A paragraph that shares ten words in a row with a validation text is left out: the tales of
     one collection are printed again in another.
@@ -88,14 +87,12 @@ def training_documents(
             f"{text_dir} holds no text to train on: give a folder of *.txt files in UTF-8 "
             "(names ending in _val.txt are held out)"
         )
-    wanted = sum(len(doc.encode()) for doc in stories) * code_share / (1 - code_share)
-    code: list[str] = []
-    for path in _code_files(seed):
-        size = path.stat().st_size
-        if size <= wanted:
-            code.append(path.read_text("utf-8"))
-            wanted -= size
-    return stories + code
+    return stories
+
+
+def code_documents(seed: int = 0) -> list[str]:
+    """The standard library's modules that may be trained on, in an order drawn from the seed."""
+    return [path.read_text("utf-8") for path in _code_files(seed)]
 
 
 def _library() -> Path:
@@ -133,23 +130,52 @@ def _without(unseen: set[tuple[str, ...]], text: str) -> str:
     return "\n\n".join(part for part in parts if unseen.isdisjoint(_shingles(part)))
 
 
-def _prepare(out: Path, text_dir: Path, vocab_size: int, seed: int) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer and the memory-mapped tokens, made once: <|endoftext|> around each document."""
-    cache, folder = out / "tokens.npy", out / "tokenizer"
-    if not cache.exists():
-        documents = training_documents(text_dir, seed=seed)
-        tokenizer = train_bpe(documents, vocab_size)
+def _prepare(
+    out: Path, text_dir: Path, vocab_size: int, code_share: float, seed: int, start_from: str | None
+) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
+    """The tokenizer and the memory-mapped tokens of stories and code, made once."""
+    folder = out / "tokenizer"
+    stories, code = out / "stories.npy", out / "code.npy"
+    if not code.exists():
+        texts, modules = story_documents(text_dir), code_documents(seed)
+        if start_from is None:
+            wanted = _size(texts) * code_share / (1 - code_share)
+            tokenizer = train_bpe(texts + _first(modules, wanted), vocab_size)
+        else:
+            tokenizer = Tokenizer.from_directory(start_from)
         tokenizer.save(folder)
-        end = _end(tokenizer)
-        pieces = [[end]]
-        for document in documents:
-            pieces.append(tokenizer.encode(document))
-            pieces.append([end])
-        aside = out / ".tokens.npy"
-        with aside.open("wb") as file:
-            np.save(file, np.concatenate([np.asarray(piece, np.uint16) for piece in pieces]))
-        aside.rename(cache)
-    return Tokenizer.from_directory(folder), np.load(cache, mmap_mode="r")
+        _save_tokens(stories, tokenizer, texts)
+        _save_tokens(code, tokenizer, modules)
+    tokens = [np.load(path, mmap_mode="r") for path in (stories, code)]
+    return Tokenizer.from_directory(folder), *tokens
+
+
+def _size(documents: Iterable[str]) -> int:
+    return sum(len(document.encode()) for document in documents)
+
+
+def _first(documents: Iterable[str], wanted: float) -> list[str]:
+    """Documents from the first on, as far as they fit into `wanted` bytes."""
+    chosen: list[str] = []
+    for document in documents:
+        size = len(document.encode())
+        if size <= wanted:
+            chosen.append(document)
+            wanted -= size
+    return chosen
+
+
+def _save_tokens(path: Path, tokenizer: Tokenizer, documents: Iterable[str]) -> None:
+    """Saves the documents' tokens, <|endoftext|> around each."""
+    end = _end(tokenizer)
+    pieces = [[end]]
+    for document in documents:
+        pieces.append(tokenizer.encode(document))
+        pieces.append([end])
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        np.save(file, np.concatenate([np.asarray(piece, np.uint16) for piece in pieces]))
+    aside.rename(path)
 
 
 def _end(tokenizer: Tokenizer) -> int:
@@ -181,7 +207,15 @@ def windows(tokens: np.ndarray, *, seed: int, step: int, batch: int, context: in
     return np.stack(rows).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=4)
+def mixed_windows(
+    stories: np.ndarray, code: np.ndarray, *, code_rows: int, batch: int, **where: int
+) -> np.ndarray:
+    """int32 [batch, context + 1]: one step's windows, of stories and then `code_rows` of code."""
+    parts = [(stories, batch - code_rows), (code, code_rows)]
+    return np.concatenate([windows(text, batch=rows, **where) for text, rows in parts if rows])
+
+
+@functools.lru_cache(maxsize=8)
 def _epoch(seed: int, epoch: int, count: int, context: int) -> tuple[int, np.ndarray]:
     rng = np.random.default_rng([seed, epoch])
     return int(rng.integers(context)), rng.permutation(count)
@@ -295,9 +329,22 @@ def _config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
 
 def _new(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[Any, Any, Any]:
     """The graph, the parameters and the optimiser's moments at step 0."""
-    network = Transformer(_config(settings, tokenizer), key=jax.random.key(settings["seed"]))
+    config, start_from = _config(settings, tokenizer), settings["start_from"]
+    if start_from is None:
+        network = Transformer(config, key=jax.random.key(settings["seed"]))
+    else:
+        found, network = huggingface.read(Path(start_from), "float32")
+        if dataclasses.replace(found, context=config.context) != config:
+            raise ValueError(f"{start_from} holds {found}, the run needs {config}: change one")
     graph, params = nnx.split(network)
     return graph, params, _optimiser().init(params)
+
+
+def _tokens_seen(settings: dict[str, Any], step: int) -> int:
+    """Tokens seen by this run, and by the one it started from."""
+    begun = settings["start_from"] and Path(settings["start_from"]) / "metrics.json"
+    earlier = json.loads(begun.read_text("utf-8"))["tokens"] if begun and begun.exists() else 0
+    return earlier + step * settings["batch"] * settings["context"]
 
 
 def _agree(out: Path, settings: dict[str, Any]) -> None:
@@ -330,9 +377,11 @@ def train_pocket(
     d_rotary: int = 16,
     context: int = 256,
     vocab_size: int = 4096,
+    code_share: float = 0.2,
     peak_lr: float = 0.02,
     warmup_steps: int = 100,
     seed: int = 0,
+    start_from: Path | str | None = None,
     export_to: Path | str | None = None,
     say: Callable[[str], None] = _say,
 ) -> int:
@@ -344,6 +393,10 @@ def train_pocket(
 
     Args:
         max_minutes: stop and save after so long; call again to go on.
+        code_share: of each step's windows, those from the standard library. Stories and code
+            have epochs of their own, so that none of either is left out.
+        start_from: a Hugging Face directory of the same shape (the context may differ) whose
+            weights and tokenizer are the beginning; without it, both are made anew.
         export_to: a Hugging Face directory to be rewritten at every save.
 
     Returns:
@@ -356,6 +409,8 @@ def train_pocket(
     """
     text_dir, out = Path(text_dir), Path(out_dir)
     falling = steps // 5 if decay_steps is None else decay_steps
+    if not 0 <= code_share < 1:
+        raise ValueError(f"code_share is {code_share}: a part of each step from 0 to below 1")
     if steps < 1 or not 0 <= falling <= steps:
         raise ValueError(
             f"steps is {steps} and decay_steps {falling}: at least 1 step, and no longer a fall"
@@ -366,12 +421,20 @@ def train_pocket(
     settings = dict(
         text_dir=str(text_dir.resolve()), batch=batch, d_model=d_model, num_layers=num_layers,
         num_heads=num_heads, d_rotary=d_rotary, context=context, vocab_size=vocab_size,
-        peak_lr=peak_lr, warmup_steps=warmup_steps, seed=seed,
+        code_share=code_share, peak_lr=peak_lr, warmup_steps=warmup_steps, seed=seed,
+        start_from=None if start_from is None else str(Path(start_from).resolve()),
     )  # fmt: skip
     _agree(out, settings)
-    tokenizer, tokens = _prepare(out, text_dir, vocab_size, seed)
-    bytes_per_token = _bytes_per_token(tokenizer, tokens)
-    say(f"{len(tokens):,} tokens, {bytes_per_token:.2f} bytes a token")
+    tokenizer, stories, code = _prepare(
+        out, text_dir, vocab_size, code_share, seed, settings["start_from"]
+    )
+    code_rows = round(batch * code_share)
+    lengths = [_bytes_per_token(tokenizer, tokens) for tokens in (stories, code)]
+    bytes_per_token = lengths[0] + (lengths[1] - lengths[0]) * code_rows / batch
+    say(
+        f"{len(stories):,} tokens of stories, {lengths[0]:.2f} bytes each; "
+        f"{len(code):,} of code, {lengths[1]:.2f} bytes each, {code_rows} of {batch} windows a step"
+    )
     samples = {
         "tales": _head(validation_documents(text_dir)),
         "code": _head(held_out_documents()),
@@ -397,7 +460,7 @@ def train_pocket(
         shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         say(f"step {step}: saved; bits per byte on a sample of {shown}")
         _record(out, {"step": step, "sample_bits_per_byte": scores})
-        measures = {"steps": step, "tokens": step * batch * context, "sample": scores}
+        measures = {"steps": step, "tokens": _tokens_seen(settings, step), "sample": scores}
         _write(Path(export_to), _config(settings, tokenizer), graph, params, tokenizer, measures)
 
     begun = saved_at = told_at = time.monotonic()
@@ -409,7 +472,10 @@ def train_pocket(
                     states.save(step, (params, moments, np.asarray(step, np.int64)), steady=True)
                 fall = (steps - step) / falling if falling else 1.0
                 rate = peak_lr * min((step + 1) / warmup_steps, 1.0, fall)
-                rows = windows(tokens, seed=seed, step=step, batch=batch, context=context)
+                rows = mixed_windows(
+                    stories, code, code_rows=code_rows, batch=batch,
+                    seed=seed, step=step, context=context,
+                )  # fmt: skip
                 params, moments, loss = train_step(params, moments, rows, np.float32(rate))
                 step += 1
                 losses.append(float(loss))
@@ -597,7 +663,7 @@ def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
     texts = {"tales": validation_documents(settings["text_dir"]), "code": held_out_documents()}
     measures: dict[str, Any] = {
         "steps": step,
-        "tokens": step * settings["batch"] * settings["context"],
+        "tokens": _tokens_seen(settings, step),
         "held_out_modules": list(HELD_OUT_MODULES),
     }
     for name, documents in texts.items():

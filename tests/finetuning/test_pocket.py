@@ -5,6 +5,7 @@ import math
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -87,7 +88,7 @@ def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before(tiny_con
     short = "the fox and the king"  # within one window
     ids = [0, *tokenizer.encode(short)]
     assert len(ids) <= 17
-    logprobs = jax.nn.log_softmax(network(np.array([ids]))[0], -1)[0]
+    logprobs = jax.nn.log_softmax(network(jnp.array([ids]))[0], -1)[0]
     nats = -sum(float(logprobs[i, token]) for i, token in enumerate(ids[1:]))
     expected = nats / math.log(2) / len(short.encode())
     found = pocket.bits_per_byte(network, tokenizer, [short], context=16)
@@ -122,13 +123,38 @@ def test_nothing_held_out_is_trained_on(texts, tmp_path):
     rare = {line for line in held if len(line) > 75}
     (tmp_path / "b_train.txt").write_text(f"{tale(5)}\n\n{tale(999)}\n\n{tale(6)}" * 200)
     (tmp_path / "b_val.txt").write_text(tale(999))
-    documents = pocket.training_documents(tmp_path)
-    assert not rare & {line for doc in documents for line in doc.splitlines()}
-    assert not any(tale(999) in doc for doc in documents), "a validation text printed again"
-    assert any(tale(6) in doc for doc in documents)
-    sizes = [len(doc.encode()) for doc in documents]
-    code = sum(size for doc, size in zip(documents, sizes, strict=True) if "king" not in doc)
-    assert 0.1 < code / sum(sizes) < 0.21
+    stories, code = pocket.story_documents(tmp_path), pocket.code_documents()
+    assert not rare & {line for doc in code for line in doc.splitlines()}
+    assert len(code) > 200 and code == pocket.code_documents() != pocket.code_documents(seed=1)
+    assert not any(tale(999) in doc for doc in stories), "a validation text printed again"
+    assert any(tale(6) in doc for doc in stories)
+
+
+def test_every_step_mixes_stories_and_code_in_the_share_that_was_asked_for():
+    stories, code = np.arange(1000, dtype=np.uint16), np.arange(2000, 2500, dtype=np.uint16)
+    where = dict(seed=1, context=10)
+    for step in range(3):
+        rows = pocket.mixed_windows(stories, code, code_rows=2, batch=7, step=step, **where)
+        assert ((rows >= 2000).all(1) == np.array([False] * 5 + [True] * 2)).all()
+    alone = pocket.mixed_windows(stories, code, code_rows=0, batch=7, step=0, **where)
+    assert (alone == pocket.windows(stories, batch=7, step=0, **where)).all()
+
+
+def test_a_run_starts_from_a_models_weights_and_tokenizer(texts, tmp_path):
+    base = tmp_path / "base"
+    pocket.train_pocket(texts, tmp_path / "a", steps=2, export_to=base, say=str, **TINY)
+    longer = TINY | {"context": 24, "peak_lr": 1e-12}
+    pocket.train_pocket(texts, tmp_path / "b", steps=1, start_from=base, say=str, **longer)
+    measures = pocket.export(tmp_path / "b", tmp_path / "model")
+    assert weights(tmp_path / "model") == weights(base)
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (
+        base / "tokenizer.json"
+    ).read_bytes()
+    assert gptj_lab.load(tmp_path / "model").config.context == 24
+    assert measures["tokens"] == 2 * 2 * 16 + 1 * 2 * 24, "the base's tokens count too"
+    wide = TINY | {"d_model": 32}
+    with pytest.raises(ValueError, match="holds ModelConfig.*the run needs"):
+        pocket.train_pocket(texts, tmp_path / "c", steps=1, start_from=base, say=str, **wide)
 
 
 def test_other_settings_and_bad_folders_are_refused(texts, tmp_path):
@@ -140,6 +166,8 @@ def test_other_settings_and_bad_folders_are_refused(texts, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no text to train on"):
         pocket.train_pocket(tmp_path / "empty", tmp_path / "out3", steps=1)
+    with pytest.raises(ValueError, match="code_share is 1"):
+        pocket.train_pocket(texts, tmp_path / "out4", steps=1, code_share=1)
     with pytest.raises(ValueError, match="steps is 0"):
         pocket.train_pocket(texts, tmp_path / "out4", steps=0)
     with pytest.raises(FileNotFoundError, match="holds no training run"):
