@@ -1,6 +1,8 @@
 """Eight host devices, shapes checked, no silent rank promotion; small GPT-Js to compare."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -13,7 +15,8 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotated shape of the package is checked at each call; before its first import.
-install_import_hook("gptj_lab", "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook("gptj_lab", "shape_checking.arrays")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -1,6 +1,8 @@
 """The project's own promises: versions in one place, imports in one direction, a light import."""
 
 import ast
+import doctest
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -136,3 +138,16 @@ def test_import_is_light_and_touches_no_device():
             [sys.executable, "-c", more + code], cwd=ROOT, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
+
+
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_in_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(module), verbose=False)
+    assert result.attempted and not result.failed

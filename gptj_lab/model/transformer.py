@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
@@ -91,7 +92,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        token_ids: Int[Array, "batch seq"],
+        token_ids: Int[Array | np.ndarray, "batch seq"],
         *,
         positions: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
@@ -112,7 +113,7 @@ class Transformer(nnx.Module):
 
     def hidden(
         self,
-        token_ids: Int[Array, "batch seq"],
+        token_ids: Int[Array | np.ndarray, "batch seq"],
         *,
         positions: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
