@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--context", type=int, default=256, help="tokens a window (256)")
     train.add_argument("--d-model", type=int, default=256, help="width (256)")
     train.add_argument("--layers", type=int, default=6, help="blocks (6)")
+    train.add_argument("--peak-lr", type=float, default=0.02, help="highest learning rate (0.02)")
+    train.add_argument("--warmup-steps", type=int, default=100, help="steps until it (100)")
     train.add_argument("--code-share", type=float, default=0.2, help="of the windows (0.2)")
     train.add_argument(
         "--start-from", type=Path, help="a directory whose weights and tokenizer are the beginning"
@@ -137,6 +139,7 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
         steps=chosen.steps, decay_steps=chosen.decay_steps, max_minutes=chosen.minutes,
         batch=chosen.batch, context=chosen.context, d_model=chosen.d_model,
         num_layers=chosen.layers, code_share=chosen.code_share, start_from=chosen.start_from,
+        peak_lr=chosen.peak_lr, warmup_steps=chosen.warmup_steps,
         seed=chosen.seed, export_to=chosen.out / "pocket",
     )  # fmt: skip
     measures = pocket.export(chosen.out, chosen.out / "pocket")
