@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
+from gptj_lab.mesh import sharding
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer
@@ -42,10 +42,16 @@ class LanguageModel:
         network: the Flax NNX module.
         tokenizer: text to token ids and back.
         name: what it was loaded as.
+        mesh: the devices that the weights are cut over; None where there is one.
     """
 
     def __init__(
-        self, config: ModelConfig, network: Transformer, tokenizer: Tokenizer, name: str = ""
+        self,
+        config: ModelConfig,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        name: str = "",
+        mesh: jax.sharding.Mesh | None = None,
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -53,9 +59,10 @@ class LanguageModel:
                 f"{config.vocab_size} rows: use the tokenizer that belongs to these weights"
             )
         self.config = config
-        self.network = network
+        self.network = network if mesh is None else sharding.place(network, config, mesh)
         self.tokenizer = tokenizer
         self.name = name
+        self.mesh = mesh
 
     def __repr__(self) -> str:
         return (
@@ -70,6 +77,8 @@ class LanguageModel:
 
     def logits(self, token_ids: Sequence[Sequence[int]] | Array) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of the next token at every position.
+
+        On a mesh they stay cut over `data` and, by vocabulary, over `model`.
 
         Raises:
             ValueError: not a [batch, seq] array of whole numbers, ids outside the vocabulary, or
@@ -123,11 +132,16 @@ class LanguageModel:
             huggingface.write(aside, self.config, self.network)
             self.tokenizer.save(aside)
 
-    def _run(self, token_ids: Array, wanted: tuple[str, ...]):
+    def _run(self, token_ids: np.ndarray, wanted: tuple[str, ...]):
         graph, state = nnx.split(self.network)
-        return _forward(graph, state, token_ids, self.dtype, wanted)
+        if self.mesh is None:
+            return _forward(graph, state, token_ids, self.dtype, wanted)
+        padded = sharding.put_batch(token_ids, self.mesh)
+        out = _forward(graph, state, padded, self.dtype, wanted)
+        rows = len(token_ids)
+        return out if rows == len(padded) else jax.tree.map(lambda value: value[:rows], out)
 
-    def _checked(self, token_ids) -> Array:
+    def _checked(self, token_ids) -> np.ndarray:
         try:
             ids = np.asarray(token_ids)
         except ValueError:
@@ -147,23 +161,27 @@ class LanguageModel:
                 f"token_ids has {ids.shape[1]} tokens a row, {ids.shape[1] - self.config.context} "
                 f"more than the context of {self.config.context}: keep the end of the text"
             )
-        return jnp.asarray(ids, jnp.int32)
+        return ids.astype(np.int32)
 
 
-def load(name: str | Path = "pocket", weights: str = "float32") -> LanguageModel:
+def load(
+    name: str | Path = "pocket", weights: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> LanguageModel:
     """A language model: the embedded "pocket", a local Hugging Face directory, or a hub name.
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
         weights: dtype of weights and activations: "float32", "bfloat16" or "float16".
+        mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
-        ValueError: what is found can't be read as a GPT-J; the message names the field or tensor.
+        ValueError: what is found can't be read as a GPT-J, or can't be cut over the mesh; the
+            message names the field or tensor.
     """
     directory = _find(str(name))
     config, network = huggingface.read(directory, weights)
-    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name))
+    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name), mesh)
 
 
 def _find(name: str) -> Path:

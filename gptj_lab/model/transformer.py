@@ -49,12 +49,23 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch seq d_model"], site: sites.Site
     ) -> Float[Array, "batch seq d_model"]:
+        return self.fc_out(self.hidden(x, site))
+
+    def hidden(
+        self, x: Float[Array, "batch seq d_model"], site: sites.Site
+    ) -> Float[Array, "batch seq d_ff"]:
+        """The activations before the output matrix."""
         pre = site("mlp.pre", self.fc_in(x))
-        return self.fc_out(site("mlp.post", _ACTIVATION[self.activation](pre)))
+        return site("mlp.post", _ACTIVATION[self.activation](pre))
 
 
 class Block(nnx.Module):
-    """One parallel block: attention and MLP read the same LayerNorm and write into one sum."""
+    """One parallel block: attention and MLP read the same LayerNorm and write into one sum.
+
+    `mesh` is set where the weights are cut over devices (mesh/sharding.py); None on one device.
+    """
+
+    mesh: jax.sharding.Mesh | None = None
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         attention, mlp = jax.random.split(key)
@@ -71,10 +82,32 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
+        if self.mesh is not None:
+            written, cache = self._write_once(normal, positions, cache, site)
+            return site("resid_post", x + written), cache
         attended, cache = self.attn(normal, positions, cache, site)
         attended = site("attn_out", attended)
         computed = site("mlp_out", self.mlp(normal, site))
         return site("resid_post", x + attended + computed), cache
+
+    def _write_once(self, normal, positions, cache, site):
+        """What attention and MLP write together, and the cache, on a mesh.
+
+        Each device adds up its part of both before the devices add up theirs: one all-reduce a
+        block (the point of the parallel block: Wang and Komatsuzaki 2021). Attention's or the MLP's own sum is
+        computed only where its site is read or replaced; otherwise the compiler drops it.
+        """
+        z, cache = self.attn.mix(normal, positions, cache, site)
+        attention = self.attn.out.partial_sums(z, self.mesh)
+        attended = self.attn.out.add_bias(attention.sum(0))
+        replaced = site("attn_out", attended)
+        mlp = self.mlp.fc_out.partial_sums(self.mlp.hidden(normal, site), self.mesh)
+        computed = self.mlp.fc_out.add_bias(mlp.sum(0))
+        replaced_too = site("mlp_out", computed)
+        if replaced is not attended or replaced_too is not computed:
+            return replaced + replaced_too, cache
+        both = (attention + mlp).sum(0)
+        return self.mlp.fc_out.add_bias(self.attn.out.add_bias(both)), cache
 
 
 class Transformer(nnx.Module):
