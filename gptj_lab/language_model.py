@@ -14,9 +14,11 @@ from jaxtyping import Array, Float
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
-from gptj_lab.mesh import sharding
+from gptj_lab.mesh import distributed, report, sharding
+from gptj_lab.mesh.report import MeshReport
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
+from gptj_lab.names import DATA
 from gptj_lab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ class LanguageModel:
         """The dtype of the weights and of the activations."""
         return str(self.network.embed.get_value().dtype)
 
-    def logits(self, token_ids: Sequence[Sequence[int]] | Array) -> Float[Array, "batch seq vocab"]:
+    def logits(
+        self, token_ids: Sequence[Sequence[int]] | Array | np.ndarray
+    ) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of the next token at every position.
 
         On a mesh they stay cut over `data` and, by vocabulary, over `model`.
@@ -122,15 +126,39 @@ class LanguageModel:
         ids = self._checked([self.tokenizer.encode(prompt)])
         return {name: value[0] for name, value in self._run(ids, wanted)[1].items()}
 
+    def placement(self, batch: int = 1, seq: int = 128) -> MeshReport:
+        """Which device holds which slice of which weight, and what one block exchanges.
+
+        Args:
+            batch, seq: rows (filled up until `data` divides them) and tokens a row for which the
+                block is compiled.
+
+        Raises:
+            ValueError: the model doesn't lie on a mesh.
+        """
+        if self.mesh is None:
+            raise ValueError(
+                f"{self.name or 'the model'} doesn't lie on a mesh: load it with "
+                "mesh=gptj_lab.mesh(...)"
+            )
+        batch += -batch % self.mesh.shape[DATA]
+        return report.describe(self.network, self.mesh, batch, seq, self.dtype)
+
     def save(self, directory: Path | str) -> None:
         """Writes a Hugging Face directory that `load` and transformers read.
 
         Raises:
             OSError: it can't be written; files that were there stay whole.
         """
-        with huggingface.replacing(directory) as aside:
-            huggingface.write(aside, self.config, self.network)
-            self.tokenizer.save(aside)
+        graph, state = nnx.split(self.network)
+        if self.mesh is not None and jax.process_count() > 1:  # the first process writes
+            state = jax.tree.map(distributed.gather, state)
+        if self.mesh is None or jax.process_index() == 0:
+            with huggingface.replacing(directory) as aside:
+                huggingface.write(aside, self.config, nnx.merge(graph, state))
+                self.tokenizer.save(aside)
+        if self.mesh is not None:
+            distributed.wait_for_all(f"{directory} is saved")
 
     def _run(self, token_ids: np.ndarray, wanted: tuple[str, ...]):
         graph, state = nnx.split(self.network)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gptj_lab.config import ModelConfig
+from gptj_lab.mesh.distributed import gather
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA, MODEL
 
@@ -154,7 +155,7 @@ def put(value: Any, sharding: NamedSharding) -> jax.Array:
         return value
     if jax.process_count() == 1:
         return jax.device_put(value, sharding)
-    host = np.asarray(value)
+    host = gather(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
