@@ -180,12 +180,12 @@ def _groups(attributes: str, count: int) -> np.ndarray:
             [int(number) for number in group.split(",")]
             for group in re.findall(r"\{([\d,]+)\}", listed.group(1))
         ])  # fmt: skip
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        return _iota(iota.group(2), iota.group(3)).reshape(_numbers(iota.group(1)))
-    if named := re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}",
-        attributes,
+    if iota := re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
+        return _iota(iota.group(2), iota.group(3)).reshape(_numbers(iota.group(1)))
+    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if named := re.search(rf"replica_groups=mesh\[(.*?)\]{order} \{{(.*?)\}}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
         inside = re.findall(r"'(\w+)'", named.group(4))
         devices = _iota(named.group(2) or str(count), named.group(3))

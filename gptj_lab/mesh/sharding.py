@@ -23,7 +23,7 @@ _ENTRIES = PartitionSpec(MODEL)
 _WHOLE = PartitionSpec()
 _TABLE = (
     (r"embed", _ROWS),
-    (r"positions", _WHOLE),
+    (r"position_embed|positions", _WHOLE),
     (r"blocks\.\d+\.(ln|ln2)\.(scale|bias)", _WHOLE),
     (r"blocks\.\d+\.attn\.(q|k|v)\.kernel", _COLUMNS),
     (r"blocks\.\d+\.attn\.(q|k|v)\.bias", _ENTRIES),

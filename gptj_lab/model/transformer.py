@@ -94,8 +94,9 @@ class Block(nnx.Module):
         """What attention and MLP write together, and the cache, on a mesh.
 
         Each device adds up its part of both before the devices add up theirs: one all-reduce a
-        block (the point of the parallel block: Wang and Komatsuzaki 2021). Attention's or the MLP's own sum is
-        computed only where its site is read or replaced; otherwise the compiler drops it.
+        block, the point of the parallel block (Wang and Komatsuzaki 2021). Attention's and the
+        MLP's own sums are computed only where their sites are read or replaced; otherwise the
+        compiler drops them.
         """
         z, cache = self.attn.mix(normal, positions, cache, site)
         attention = self.attn.out.partial_sums(z, self.mesh)

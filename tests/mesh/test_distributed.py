@@ -66,47 +66,52 @@ def directory(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(directory):
-    """What one process with one device finds."""
+    """A function: what one process with one device finds, with or without a step of training."""
     spec = importlib.util.spec_from_file_location("worker", WORKER)
     assert spec is not None and spec.loader is not None
     worker = importlib.util.module_from_spec(spec)
-    before, sys.argv = sys.argv, ["worker.py", "{\"devices\": 8}"]
+    before, sys.argv = sys.argv, ["worker.py", '{"devices": 8}']
     flags = os.environ["XLA_FLAGS"]
     try:
         spec.loader.exec_module(worker)
     finally:
         sys.argv, os.environ["XLA_FLAGS"] = before, flags
-    return worker.compare(gptj_lab.load(directory))
+    model = gptj_lab.load(directory)
+    return lambda train: worker.compare(model, train)
 
 
 def same(found, alone):
     np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-5)
     np.testing.assert_allclose(found["logits"], alone["logits"], rtol=1e-5)
-    assert alone["losses"][1] < alone["losses"][0]
     assert found["tokens"] == alone["tokens"]
     assert found["reasons"] == alone["reasons"]
 
 
 def test_two_processes_find_what_one_finds(directory, alone):
-    both = results(finish(launch(2, 1, directory, "compare", mesh=[1, 2]), 120))
+    running = launch(2, 1, directory, "compare", mesh=[1, 2])
+    expected = alone(train=False)
+    both = results(finish(running, 240))
     assert [found["process"] for found in both] == [0, 1]
     for found in both:
         assert found["devices"] == 2
-        same(found, alone)
+        same(found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1), (4, 2)])
 def test_more_processes_and_devices_find_the_same(processes, devices, directory, alone):
-    all_of_them = results(finish(launch(processes, devices, directory, "compare"), 300))
+    expected = alone(train=True)
+    assert expected["losses"][1] < expected["losses"][0] - 0.01
+    all_of_them = results(finish(launch(processes, devices, directory, "train"), 500))
+    assert len(all_of_them) == processes
     for found in all_of_them:
         assert found["devices"] == processes * devices
-        same(found, alone)
+        same(found, expected)
 
 
 @pytest.mark.slow
 def test_several_processes_save_one_model(directory, tiny_model, tmp_path):
-    both = results(finish(launch(2, 1, directory, "save", mesh=[1, 2], to=str(tmp_path)), 120))
+    both = results(finish(launch(2, 1, directory, "save", mesh=[1, 2], to=str(tmp_path)), 240))
     assert all("model.safetensors" in found["files"] for found in both)
     again = gptj_lab.load(tmp_path)
     assert (again.logits([[1, 2, 3]]) == tiny_model.logits([[1, 2, 3]])).all()
@@ -117,17 +122,17 @@ def test_several_processes_save_one_model(directory, tiny_model, tmp_path):
 def test_a_killed_process_ends_the_run_with_a_message(victim, directory):
     """One that waits for a lost one sees the connection end: no need to wait for heartbeats."""
     begun = time.monotonic()
-    finished = finish(launch(2, 1, directory, "die", mesh=[1, 2], victim=victim), 120)
+    finished = finish(launch(2, 1, directory, "die", mesh=[1, 2], victim=victim), 240)
     assert finished[victim][0] == -9
     code, _, said = finished[1 - victim]
     assert code not in (0, None)
     assert "lost another process of the run" in said or "another task died" in said, said[-3000:]
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120  # the start, some compiling, 10 s of heartbeats
 
 
 @pytest.mark.slow
 def test_a_process_that_waits_for_nothing_ends_after_the_heartbeats(directory):
-    finished = finish(launch(2, 1, directory, "idle", mesh=[1, 2]), 120)
+    finished = finish(launch(2, 1, directory, "idle", mesh=[1, 2]), 240)
     assert finished[1][0] == -9
     code, _, said = finished[0]
     assert code not in (0, None) and "another task died" in said, said[-3000:]

@@ -1,7 +1,7 @@
 """One process of a test's run: `worker.py JSON`; prints one line of JSON with what it found.
 
 Keys: port, processes, process, devices (of this process), directory, mesh [data, model], and do:
-"compare" (loss, updated weights, tokens), "save", "die" (process 1 is killed while all work) or
+"compare" (loss, tokens), "train" (also a step, and logits), "save", "die" (process 1 is killed while all work) or
 "idle" (it is killed while the others wait for nothing).
 """
 
@@ -26,29 +26,28 @@ from gptj_lab.mesh import distributed, sharding  # noqa: E402
 PROMPTS = ["the cat sat", "a dog", "on the log and"]
 
 
-def compare(model) -> dict:
-    """The loss on some tokens, what a step of gradient descent makes of it, and tokens."""
+def compare(model, train: bool) -> dict:
+    """The loss on some tokens, before and after a step of gradient descent, and its tokens."""
     graph, params = nnx.split(model.network)
     ids = np.random.default_rng(5).integers(0, model.config.vocab_size, (4, 12), np.int32)
     tokens = ids if model.mesh is None else sharding.put_batch(ids, model.mesh)
 
     @jax.jit
-    def step(params, tokens):
-        def loss(params):
-            logprobs = jax.nn.log_softmax(nnx.merge(graph, params)(tokens)[0][:, :-1])
-            return -jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1).mean()
+    def loss(params, tokens):
+        logprobs = jax.nn.log_softmax(nnx.merge(graph, params)(tokens)[0][:, :-1])
+        return -jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1).mean()
 
-        before, slope = jax.value_and_grad(loss)(params)
-        return before, loss(jax.tree.map(lambda p, g: p - 0.05 * g, params, slope))
-
-    losses = [float(value) for value in step(params, tokens)]
+    losses = [float(loss(params, tokens))]
+    if train:
+        slope = jax.jit(jax.grad(loss))(params, tokens)
+        params = jax.tree.map(lambda weight, g: weight - 0.05 * g, params, slope)
+        losses.append(float(loss(params, tokens)))
     done = model.generate(PROMPTS, max_new_tokens=12, temperature=0.0)
     done += model.generate(PROMPTS, max_new_tokens=12, top_k=40, seed=3)
-    logits = distributed.gather(model.logits(ids[:3]))
     return {
         "losses": losses,
         "tokens": [one.token_ids for one in done],
-        "logits": float(np.abs(logits).sum()),
+        "logits": float(np.abs(distributed.gather(model.logits(ids[:3]))).sum()) if train else 0.0,
         "reasons": [one.finish_reason for one in done],
     }
 
@@ -61,8 +60,8 @@ def main() -> None:
     data, model_axis = JOB["mesh"]
     model = gptj_lab.load(JOB["directory"], mesh=gptj_lab.mesh(data=data, model=model_axis))
     found = {"process": jax.process_index(), "devices": jax.device_count()}
-    if JOB["do"] == "compare":
-        found |= compare(model)
+    if JOB["do"] in ("compare", "train"):
+        found |= compare(model, JOB["do"] == "train")
     elif JOB["do"] == "save":
         model.save(JOB["to"])
         found["files"] = sorted(os.listdir(JOB["to"]))
