@@ -115,7 +115,7 @@ def compiled_block(
         out, _ = nnx.merge(graph, params)(x, positions, None, sites.ignore)
         return constrain(out, mesh, DATA)
 
-    return jax.jit(forward).lower(params, x, positions).compile().as_text()
+    return str(jax.jit(forward).lower(params, x, positions).compile().as_text())
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"

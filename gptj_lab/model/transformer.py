@@ -83,14 +83,21 @@ class Block(nnx.Module):
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
         if self.mesh is not None:
-            written, cache = self._write_once(normal, positions, cache, site)
+            written, cache = self._write_once(normal, positions, cache, site, self.mesh)
             return site("resid_post", x + written), cache
         attended, cache = self.attn(normal, positions, cache, site)
         attended = site("attn_out", attended)
         computed = site("mlp_out", self.mlp(normal, site))
         return site("resid_post", x + attended + computed), cache
 
-    def _write_once(self, normal, positions, cache, site):
+    def _write_once(
+        self,
+        normal: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"],
+        cache: LayerCache | None,
+        site: sites.Site,
+        mesh: jax.sharding.Mesh,
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         """What attention and MLP write together, and the cache, on a mesh.
 
         Each device adds up its part of both before the devices add up theirs: one all-reduce a
@@ -99,10 +106,10 @@ class Block(nnx.Module):
         compiler drops them.
         """
         z, cache = self.attn.mix(normal, positions, cache, site)
-        attention = self.attn.out.partial_sums(z, self.mesh)
+        attention = self.attn.out.partial_sums(z, mesh)
         attended = self.attn.out.add_bias(attention.sum(0))
         replaced = site("attn_out", attended)
-        mlp = self.mlp.fc_out.partial_sums(self.mlp.hidden(normal, site), self.mesh)
+        mlp = self.mlp.fc_out.partial_sums(self.mlp.hidden(normal, site), mesh)
         computed = self.mlp.fc_out.add_bias(mlp.sum(0))
         replaced_too = site("mlp_out", computed)
         if replaced is not attended or replaced_too is not computed:

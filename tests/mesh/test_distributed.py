@@ -32,10 +32,13 @@ def launch(processes, devices, directory, do, ids=None, **more):
         **{"mesh": [2, -1]} | more,
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if job.get("slurm"):  # what srun gives; JAX makes the port of the job's number
+        environment |= dict(SLURM_NTASKS=str(processes), SLURM_STEP_NODELIST="localhost")
+        environment |= dict(SLURM_JOB_ID=str(os.getpid()), SLURM_LOCALID="0")
     return [
         subprocess.Popen(
             [sys.executable, "-u", WORKER, json.dumps(job | {"process": i})],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment | {"SLURM_PROCID": str(i)},
         )
         for i in (range(processes) if ids is None else ids)
     ]  # fmt: skip
@@ -115,6 +118,13 @@ def test_several_processes_save_one_model(directory, tiny_model, tmp_path):
     assert all("model.safetensors" in found["files"] for found in both)
     again = gptj_lab.load(tmp_path)
     assert (again.logits([[1, 2, 3]]) == tiny_model.logits([[1, 2, 3]])).all()
+
+
+@pytest.mark.slow
+def test_slurm_is_asked_where_nothing_is_given(directory):
+    running = launch(2, 1, directory, "save", mesh=[1, 2], slurm=True, to=str(directory))
+    both = results(finish(running, 240))
+    assert [(found["process"], found["devices"]) for found in both] == [(0, 2), (1, 2)]
 
 
 @pytest.mark.slow

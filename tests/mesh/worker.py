@@ -1,8 +1,8 @@
 """One process of a test's run: `worker.py JSON`; prints one line of JSON with what it found.
 
 Keys: port, processes, process, devices (of this process), directory, mesh [data, model], and do:
-"compare" (loss, tokens), "train" (also a step, and logits), "save", "die" (process 1 is killed while all work) or
-"idle" (it is killed while the others wait for nothing).
+"compare" (loss, tokens), "train" (also a step, and logits), "save", "die" (the victim is killed
+while all work) or "idle" (it is killed while the others wait for nothing).
 """
 
 import json
@@ -53,10 +53,9 @@ def compare(model, train: bool) -> dict:
 
 
 def main() -> None:
-    distributed.start(
-        f"127.0.0.1:{JOB['port']}", JOB["processes"], JOB["process"],
-        join_seconds=JOB.get("join", 60), heartbeat_seconds=10,
-    )  # fmt: skip
+    given = (f"127.0.0.1:{JOB['port']}", JOB["processes"], JOB["process"])
+    given = () if JOB.get("slurm") else given
+    distributed.start(*given, join_seconds=JOB.get("join", 60), heartbeat_seconds=10)
     data, model_axis = JOB["mesh"]
     model = gptj_lab.load(JOB["directory"], mesh=gptj_lab.mesh(data=data, model=model_axis))
     found = {"process": jax.process_index(), "devices": jax.device_count()}
