@@ -31,17 +31,19 @@ def launch(processes, devices, directory, do, ids=None, **more):
         port=free_port(), processes=processes, devices=devices, directory=str(directory), do=do,
         **{"mesh": [2, -1]} | more,
     )  # fmt: skip
+    return [_process(job | {"process": i}) for i in (range(processes) if ids is None else ids)]
+
+
+def _process(job):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if job.get("slurm"):  # what srun gives; JAX makes the port of the job's number
-        environment |= dict(SLURM_NTASKS=str(processes), SLURM_STEP_NODELIST="localhost")
-        environment |= dict(SLURM_JOB_ID=str(os.getpid()), SLURM_LOCALID="0")
-    return [
-        subprocess.Popen(
-            [sys.executable, "-u", WORKER, json.dumps(job | {"process": i})],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment | {"SLURM_PROCID": str(i)},
-        )
-        for i in (range(processes) if ids is None else ids)
-    ]  # fmt: skip
+        environment |= dict(SLURM_JOB_ID=str(job["port"]), SLURM_STEP_NODELIST="localhost")
+        environment |= dict(SLURM_NTASKS=str(job["processes"]), SLURM_LOCALID="0")
+        environment |= dict(SLURM_PROCID=str(job["process"]))
+    return subprocess.Popen(
+        [sys.executable, "-u", WORKER, json.dumps(job)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
 
 
 def finish(running, seconds):
