@@ -12,6 +12,7 @@ import gptj_lab
 from gptj_lab import language_model
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import report, sharding
+from gptj_lab.model.cache import empty_cache
 
 
 def whole_program(model, batch, seq, wanted=()):
@@ -47,6 +48,22 @@ def test_the_whole_forward_has_one_a_block_and_one_for_the_embedding(on_mesh):
     watched = whole_program(model, 4, 16, ("blocks.0.attn_out",))
     extra = sum(one.bytes for one in watched) - sum(one.bytes for one in found)
     assert extra == found[0].bytes, "a site that is read costs one more reduction"
+
+
+def test_cached_decoding_exchanges_no_cache(on_mesh):
+    model = on_mesh(2, 4)
+    graph, params = nnx.split(model.network)
+    ids = sharding.put_batch(np.zeros((4, 3), np.int32), model.mesh)
+
+    def forward(params, ids):
+        cache = empty_cache(model.config, 4, 64, jnp.float32)
+        cache = sharding.constrain(cache, model.mesh, "data", "model")
+        return sharding.constrain(
+            nnx.merge(graph, params).hidden(ids, cache=cache), model.mesh, "data"
+        )[0]
+
+    found = report.collectives(jax.jit(forward).lower(params, ids).compile().as_text(), model.mesh)
+    assert [(one.kind, one.axes) for one in found] == [("all-reduce", ("model",))] * 3
 
 
 def test_data_alone_exchanges_nothing(on_mesh):
