@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from gptj_lab.config import ModelConfig
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
+    from gptj_lab.mesh.sharding import make_mesh as mesh
 
-__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "widgets"]
+__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "mesh", "widgets"]
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, and nothing touches a device.
@@ -23,6 +24,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "mesh":  # a package that can be called
+        return importlib.import_module("gptj_lab.mesh")
     if name not in _HOME:
         raise AttributeError(f"gptj_lab has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)

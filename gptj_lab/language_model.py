@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
+from gptj_lab.mesh import distributed, report, sharding
+from gptj_lab.mesh.report import MeshReport
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
+from gptj_lab.names import DATA
 from gptj_lab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,10 +44,16 @@ class LanguageModel:
         network: the Flax NNX module.
         tokenizer: text to token ids and back.
         name: what it was loaded as.
+        mesh: the devices that the weights are cut over; None where there is one.
     """
 
     def __init__(
-        self, config: ModelConfig, network: Transformer, tokenizer: Tokenizer, name: str = ""
+        self,
+        config: ModelConfig,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        name: str = "",
+        mesh: jax.sharding.Mesh | None = None,
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -53,9 +61,10 @@ class LanguageModel:
                 f"{config.vocab_size} rows: use the tokenizer that belongs to these weights"
             )
         self.config = config
-        self.network = network
+        self.network = network if mesh is None else sharding.place(network, config, mesh)
         self.tokenizer = tokenizer
         self.name = name
+        self.mesh = mesh
 
     def __repr__(self) -> str:
         return (
@@ -68,8 +77,12 @@ class LanguageModel:
         """The dtype of the weights and of the activations."""
         return str(self.network.embed.get_value().dtype)
 
-    def logits(self, token_ids: Sequence[Sequence[int]] | Array) -> Float[Array, "batch seq vocab"]:
+    def logits(
+        self, token_ids: Sequence[Sequence[int]] | Array | np.ndarray
+    ) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of the next token at every position.
+
+        On a mesh they stay cut over `data` and, by vocabulary, over `model`.
 
         Raises:
             ValueError: not a [batch, seq] array of whole numbers, ids outside the vocabulary, or
@@ -113,21 +126,50 @@ class LanguageModel:
         ids = self._checked([self.tokenizer.encode(prompt)])
         return {name: value[0] for name, value in self._run(ids, wanted)[1].items()}
 
+    def placement(self, batch: int = 1, seq: int = 128) -> MeshReport:
+        """Which device holds which slice of which weight, and what one block exchanges.
+
+        Args:
+            batch, seq: rows (filled up until `data` divides them) and tokens a row for which the
+                block is compiled.
+
+        Raises:
+            ValueError: the model doesn't lie on a mesh.
+        """
+        if self.mesh is None:
+            raise ValueError(
+                f"{self.name or 'the model'} doesn't lie on a mesh: load it with "
+                "mesh=gptj_lab.mesh(...)"
+            )
+        batch += -batch % self.mesh.shape[DATA]
+        return report.describe(self.network, self.mesh, batch, seq, self.dtype)
+
     def save(self, directory: Path | str) -> None:
         """Writes a Hugging Face directory that `load` and transformers read.
 
         Raises:
             OSError: it can't be written; files that were there stay whole.
         """
-        with huggingface.replacing(directory) as aside:
-            huggingface.write(aside, self.config, self.network)
-            self.tokenizer.save(aside)
-
-    def _run(self, token_ids: Array, wanted: tuple[str, ...]):
         graph, state = nnx.split(self.network)
-        return _forward(graph, state, token_ids, self.dtype, wanted)
+        if self.mesh is not None and jax.process_count() > 1:  # the first process writes
+            state = jax.tree.map(distributed.gather, state)
+        if self.mesh is None or jax.process_index() == 0:
+            with huggingface.replacing(directory) as aside:
+                huggingface.write(aside, self.config, nnx.merge(graph, state))
+                self.tokenizer.save(aside)
+        if self.mesh is not None:
+            distributed.wait_for_all(f"{directory} is saved")
 
-    def _checked(self, token_ids) -> Array:
+    def _run(self, token_ids: np.ndarray, wanted: tuple[str, ...]):
+        graph, state = nnx.split(self.network)
+        if self.mesh is None:
+            return _forward(graph, state, token_ids, self.dtype, wanted)
+        padded = sharding.put_batch(token_ids, self.mesh)
+        out = _forward(graph, state, padded, self.dtype, wanted)
+        rows = len(token_ids)
+        return out if rows == len(padded) else jax.tree.map(lambda value: value[:rows], out)
+
+    def _checked(self, token_ids) -> np.ndarray:
         try:
             ids = np.asarray(token_ids)
         except ValueError:
@@ -147,23 +189,27 @@ class LanguageModel:
                 f"token_ids has {ids.shape[1]} tokens a row, {ids.shape[1] - self.config.context} "
                 f"more than the context of {self.config.context}: keep the end of the text"
             )
-        return jnp.asarray(ids, jnp.int32)
+        return ids.astype(np.int32)
 
 
-def load(name: str | Path = "pocket", weights: str = "float32") -> LanguageModel:
+def load(
+    name: str | Path = "pocket", weights: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> LanguageModel:
     """A language model: the embedded "pocket", a local Hugging Face directory, or a hub name.
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
         weights: dtype of weights and activations: "float32", "bfloat16" or "float16".
+        mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
-        ValueError: what is found can't be read as a GPT-J; the message names the field or tensor.
+        ValueError: what is found can't be read as a GPT-J, or can't be cut over the mesh; the
+            message names the field or tensor.
     """
     directory = _find(str(name))
     config, network = huggingface.read(directory, weights)
-    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name))
+    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name), mesh)
 
 
 def _find(name: str) -> Path:

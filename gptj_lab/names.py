@@ -17,6 +17,9 @@ AXES = (
     "layers",
 )
 
+# The axes of a device mesh: the batch is cut over the first, the weights over the second.
+DATA, MODEL = "data", "model"
+
 BLOCK_SITES = (
     "resid_pre",
     "ln",

@@ -15,7 +15,9 @@ from flax import nnx
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.generation import sampling
+from gptj_lab.mesh import sharding
 from gptj_lab.model.cache import Cache, empty_cache
+from gptj_lab.names import DATA, MODEL
 from gptj_lab.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
@@ -209,6 +211,7 @@ class Decoding:
             np.int32(steps),
             np.int32(-1 if self._end is None else self._end),
             dtype=self._model.dtype,
+            mesh=self._model.mesh,
         )
         self._state = state._replace(arrays=arrays)
         ids, logprobs, top_ids, top_logprobs = jax.device_get(out)
@@ -221,6 +224,8 @@ class Decoding:
                     row.push(token, self._limits[i])
         # The first chunk is one token, soon seen; its time may be that of the compiler.
         seconds = (time.perf_counter() - begun) / steps
+        if jax.process_count() > 1:  # every process has to choose the same number
+            seconds = _LATENCY / CHUNK
         self._steps = 2 if first else max(1, min(4 * self._steps, int(_LATENCY / seconds), CHUNK))
         return not self.done
 
@@ -255,7 +260,8 @@ class Decoding:
             len(row.prompt_ids) + limit for row, limit in zip(self.rows, self._limits, strict=True)
         )
         room = min(_bucket(max(longest, width), _SHORTEST_CACHE), config.context)
-        batch, rows = _bucket(len(self._prompts)), _bucket(len(self.rows))
+        smallest = 1 if model.mesh is None else model.mesh.shape[DATA]  # `data` divides the rows
+        batch, rows = _bucket(len(self._prompts), smallest), _bucket(len(self.rows), smallest)
         ids = np.zeros((batch, width), np.int32)
         for i, prompt in enumerate(self._prompts):
             ids[i, : len(prompt)] = prompt
@@ -264,11 +270,12 @@ class Decoding:
         cache, logits, counts, thoughts = _prefill(
             self._graph, self._params, ids, prompt_lengths,
             config=config, room=room, dtype=model.dtype, every_position=self._prompt_logprobs,
+            mesh=model.mesh,
         )  # fmt: skip
         owner = np.zeros(rows, np.int32)
         owner[: len(self.rows)] = np.repeat(np.arange(len(self._prompts)), self._samples)
         if rows != batch or self._samples > 1:
-            cache, logits, counts = _gather((cache, logits, counts), owner)
+            cache, logits, counts = _gather((cache, logits, counts), owner, mesh=model.mesh)
         if thoughts is not None:
             logprobs, top_ids, top_logprobs = jax.device_get(thoughts)
             for i, row in enumerate(self.rows):
@@ -316,7 +323,9 @@ def _pieces(decoding: Decoding) -> Iterator[str]:
 # --- On the device ---
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "config", "room", "dtype", "every_position"))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "config", "room", "dtype", "every_position", "mesh")
+)
 def _prefill(
     graph: Any,
     params: Any,
@@ -327,12 +336,15 @@ def _prefill(
     room: int,
     dtype: str,
     every_position: bool,
+    mesh: jax.sharding.Mesh | None,
 ) -> Any:
     """The cache, the logits after each prompt, the prompts' token counts, what it thought."""
     network = nnx.merge(graph, params)
     batch, width = ids.shape
     vocab = config.vocab_size
-    x, cache = network.hidden(ids, cache=empty_cache(config, batch, room, dtype), dtype=dtype)
+    ids = sharding.constrain(ids, mesh, DATA)
+    cache = sharding.constrain(empty_cache(config, batch, room, dtype), mesh, DATA, MODEL)
+    x, cache = network.hidden(ids, cache=cache, dtype=dtype)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
     logits = network.unembed(last)[:, 0]
     inside = jnp.arange(width)[None, :] < lengths[:, None]
@@ -346,15 +358,24 @@ def _prefill(
         thoughts = jax.tree.map(
             lambda a: a.reshape(batch, width - 1, *a.shape[1:]), (logprobs, *top)
         )
-    return cache, logits, counts, thoughts
+    return *_on_mesh(cache, (logits, counts), mesh), sharding.constrain(thoughts, mesh)
 
 
-@jax.jit
-def _gather(tree: Any, rows: jax.Array) -> Any:
-    return jax.tree.map(lambda a: a[rows], tree)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _gather(tree: Any, rows: jax.Array, *, mesh: jax.sharding.Mesh | None) -> Any:
+    cache, logits, counts = jax.tree.map(lambda a: a[rows], tree)
+    return _on_mesh(cache, (logits, counts), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"), donate_argnums=(2,))
+def _on_mesh(cache: Cache, per_row: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """The cache cut over rows and heads, what is one vector a row over the rows."""
+    return (
+        sharding.constrain(cache, mesh, DATA, MODEL),
+        *sharding.constrain(per_row, mesh, DATA),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "dtype", "mesh"), donate_argnums=(2,))
 def _chunk(
     graph: Any,
     params: Any,
@@ -368,6 +389,7 @@ def _chunk(
     end: jax.Array,
     *,
     dtype: str,
+    mesh: jax.sharding.Mesh | None,
 ) -> Any:
     """`steps` tokens for each row, fewer if all rows have come to the end of their text."""
     network = nnx.merge(graph, params)
@@ -398,7 +420,8 @@ def _chunk(
         counts = counts.at[every_row, token].add(1)
         positions = (prompt_lengths + made + i)[:, None]
         logits, cache = network(token[:, None], positions=positions, cache=cache, dtype=dtype)
-        return i + 1, goes_on & (token != end), cache, logits[:, 0], counts, out
+        cache, logits, counts = _on_mesh(cache, (logits[:, 0], counts), mesh)
+        return i + 1, goes_on & (token != end), cache, logits, counts, out
 
     def unfinished(carry: Any) -> jax.Array:
         return (carry[0] < steps) & carry[1].any()
@@ -406,7 +429,7 @@ def _chunk(
     _, _, cache, logits, counts, out = jax.lax.while_loop(
         unfinished, step, (jnp.int32(0), goes_on, cache, logits, counts, out)
     )
-    return (cache, logits, prompt_counts, counts), out
+    return (cache, logits, prompt_counts, counts), sharding.constrain(out, mesh)
 
 
 # --- Small things ---

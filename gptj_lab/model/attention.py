@@ -33,6 +33,17 @@ class Attention(nnx.Module):
         site: Site,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         """What attention writes into the residual stream, and the cache with these tokens."""
+        z, cache = self.mix(x, positions, cache, site)
+        return self.out(z), cache
+
+    def mix(
+        self,
+        x: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"],
+        cache: LayerCache | None,
+        site: Site,
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
+        """The heads' results side by side, before the output matrix, and the cache."""
         batch, seq, d_model = x.shape
         heads = (batch, seq, self.num_heads, d_model // self.num_heads)
         angles = rotary_angles(positions, self.d_rotary)
@@ -56,4 +67,4 @@ class Attention(nnx.Module):
         pattern = site("attn.pattern", jax.nn.softmax(scores, axis=-1).astype(x.dtype))
         # Transposed after the product: on the CPU four times as fast as a product that transposes.
         z = site("attn.z", jnp.einsum("bhqk,bhkd->bhqd", pattern, v).swapaxes(1, 2))
-        return self.out(z.reshape(batch, seq, d_model)), cache
+        return z.reshape(batch, seq, d_model), cache

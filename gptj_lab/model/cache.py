@@ -25,11 +25,13 @@ class LayerCache(NamedTuple):
         positions: Int[Array, "batch seq"],
     ) -> "LayerCache":
         """The cache with new tokens at their positions; those past the end are dropped."""
-        rows = jnp.arange(keys.shape[0])[:, None]
-        return LayerCache(
-            self.keys.at[rows, :, positions].set(keys, mode="drop"),
-            self.values.at[rows, :, positions].set(values, mode="drop"),
-        )
+
+        # Row by row, so that rows on other devices needn't be exchanged.
+        @jax.vmap
+        def put(row: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+            return row.at[:, places].set(new.swapaxes(0, 1), mode="drop")
+
+        return LayerCache(put(self.keys, keys, positions), put(self.values, values, positions))
 
 
 Cache = tuple[LayerCache, ...]

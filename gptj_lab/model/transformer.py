@@ -50,12 +50,23 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch seq d_model"], site: sites.Site
     ) -> Float[Array, "batch seq d_model"]:
+        return self.fc_out(self.hidden(x, site))
+
+    def hidden(
+        self, x: Float[Array, "batch seq d_model"], site: sites.Site
+    ) -> Float[Array, "batch seq d_ff"]:
+        """The activations before the output matrix."""
         pre = site("mlp.pre", self.fc_in(x))
-        return self.fc_out(site("mlp.post", _ACTIVATION[self.activation](pre)))
+        return site("mlp.post", _ACTIVATION[self.activation](pre))
 
 
 class Block(nnx.Module):
-    """One parallel block: attention and MLP read the same LayerNorm and write into one sum."""
+    """One parallel block: attention and MLP read the same LayerNorm and write into one sum.
+
+    `mesh` is set where the weights are cut over devices (mesh/sharding.py); None on one device.
+    """
+
+    mesh: jax.sharding.Mesh | None = None
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         attention, mlp = jax.random.split(key)
@@ -72,10 +83,40 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
+        if self.mesh is not None:
+            written, cache = self._write_once(normal, positions, cache, site, self.mesh)
+            return site("resid_post", x + written), cache
         attended, cache = self.attn(normal, positions, cache, site)
         attended = site("attn_out", attended)
         computed = site("mlp_out", self.mlp(normal, site))
         return site("resid_post", x + attended + computed), cache
+
+    def _write_once(
+        self,
+        normal: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"],
+        cache: LayerCache | None,
+        site: sites.Site,
+        mesh: jax.sharding.Mesh,
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
+        """What attention and MLP write together, and the cache, on a mesh.
+
+        Each device adds up its part of both before the devices add up theirs: one all-reduce a
+        block, the point of the parallel block (Wang and Komatsuzaki 2021). Attention's and the
+        MLP's own sums are computed only where their sites are read or replaced; otherwise the
+        compiler drops them.
+        """
+        z, cache = self.attn.mix(normal, positions, cache, site)
+        attention = self.attn.out.partial_sums(z, mesh)
+        attended = self.attn.out.add_bias(attention.sum(0))
+        replaced = site("attn_out", attended)
+        mlp = self.mlp.fc_out.partial_sums(self.mlp.hidden(normal, site), mesh)
+        computed = self.mlp.fc_out.add_bias(mlp.sum(0))
+        replaced_too = site("mlp_out", computed)
+        if replaced is not attended or replaced_too is not computed:
+            return replaced + replaced_too, cache
+        both = (attention + mlp).sum(0)
+        return self.mlp.fc_out.add_bias(self.attn.out.add_bias(both)), cache
 
 
 class Transformer(nnx.Module):
