@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gptj_lab.checkpoints import huggingface
+from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
+from gptj_lab.checkpoints.convert import tokenizer_of
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
@@ -150,23 +151,51 @@ class LanguageModel:
         return jnp.asarray(ids, jnp.int32)
 
 
-def load(name: str | Path = "pocket", weights: str = "float32") -> LanguageModel:
-    """A language model: the embedded "pocket", a local Hugging Face directory, or a hub name.
+def load(
+    name: str | Path = "pocket",
+    weights: str = "float32",
+    *,
+    revision: str | None = None,
+    config: ModelConfig | None = None,
+) -> LanguageModel:
+    """A language model: the embedded "pocket", a directory here, or a hub name.
+
+    A directory is Hugging Face's (safetensors, torch's .bin or Flax's msgpack), or a step folder of
+    GPT-J's original release.
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
         weights: dtype of weights and activations: "float32", "bfloat16" or "float16".
+        revision: branch, tag or commit on the hub; its main branch by default.
+        config: the shape of an original release that has no configuration json by it; by default
+            that of GPT-J-6B.
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
         ValueError: what is found can't be read as a GPT-J; the message names the field or tensor.
     """
-    directory = _find(str(name))
-    config, network = huggingface.read(directory, weights)
-    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name))
+    directory = find(str(name), revision)
+    if mesh_transformer.is_release(directory):
+        config, network = mesh_transformer.read(directory, weights, config=config)
+        tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
+    elif config is not None:
+        raise ValueError(f"{directory} has a config.json: `config` is for original releases only")
+    else:
+        config, network = huggingface.read(directory, weights)
+        tokenizer = Tokenizer.from_directory(directory)
+    return LanguageModel(config, network, tokenizer, str(name))
 
 
-def _find(name: str) -> Path:
+def find(name: str, revision: str | None = None) -> Path:
+    """The directory of "pocket", of a path, or of a hub name, which is fetched if need be.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it was sought.
+        ValueError: a revision of something that doesn't lie on the hub.
+    """
+    path = Path(name).expanduser()
+    if revision is not None and (name == "pocket" or path.is_dir()):
+        raise ValueError(f"revision is {revision!r}, but {name} doesn't come from the hub")
     if name == "pocket":
         for directory in _POCKET:
             if (directory / "config.json").is_file():
@@ -175,7 +204,6 @@ def _find(name: str) -> Path:
             "the pocket model is not in this copy of gptj_lab: train it with "
             "`gptj-lab train-pocket`, or load another model"
         )
-    path = Path(name).expanduser()
     if path.is_dir():
         return path
     parts = name.split("/")
@@ -184,19 +212,4 @@ def _find(name: str) -> Path:
             f"{name!r} is not the embedded 'pocket', not a directory here, and not a hub name "
             "like 'EleutherAI/gpt-j-6b'"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except LocalEntryNotFoundError:
-        problem = "the hub can't be reached and nothing of it is in the local cache"
-    except HFValidationError as error:
-        problem = str(error)
-    except HfHubHTTPError as error:
-        problem = f"the hub answered: {error}"
-    raise FileNotFoundError(
-        f"{name} could not be loaded: {problem}. Check the name and the network, "
-        "or give the path of a directory"
-    )
+    return hub.fetch(name, revision)

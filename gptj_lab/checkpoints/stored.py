@@ -88,7 +88,7 @@ def converted(view: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray
         else:
             out[...] = view
     if not _finite(out):
-        if _finite(aligned_copy(view)):
+        if np.isfinite(view).all():
             raise ValueError(
                 f"{name} in {where} holds numbers that are too large for {dtype}: "
                 "load it as bfloat16 or float32"
@@ -103,13 +103,6 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def aligned_copy(view: np.ndarray) -> np.ndarray:
-    """`view` as float32, or as it is in a float dtype of ours."""
-    wide = np.float32 if view.dtype == np.float64 else view.dtype
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(view, wide)
 
 
 def _finite(values: np.ndarray) -> bool:
