@@ -93,7 +93,8 @@ class Tokenizer:
         """GPT-2's BPE with GPT-J's 143 spare tokens, 50,400 in all, as EleutherAI/gpt-j-6b has it.
 
         Ids: 256 bytes, 50,000 merges in order, <|endoftext|> = 50256, then <|extratoken_1|> to
-        <|extratoken_143|>; GPT-2's own has no spare ones. The merges are OpenAI's vocab.bpe, shipped in assets/gpt2_bpe.
+        <|extratoken_143|>; GPT-2's own has no spare ones. The merges are OpenAI's vocab.bpe,
+        shipped in assets/gpt2_bpe.
         """
         lines = gzip.decompress((_ASSETS / "vocab.bpe.gz").read_bytes()).decode().splitlines()
         merges = [(left, right) for left, right in (line.split(" ") for line in lines[1:])]

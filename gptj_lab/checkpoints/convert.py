@@ -112,7 +112,9 @@ def _prevailing(tensors: Mapping[str, StoredTensor]) -> str:
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[str(tensor.dtype)] += tensor.nbytes
-    return max((name for name in sizes if name in DTYPES), key=lambda n: sizes[n], default="float32")
+    return max(
+        (name for name in sizes if name in DTYPES), key=lambda n: sizes[n], default="float32"
+    )
 
 
 def _entries(tensors: Mapping[str, StoredTensor], dtype: str) -> list[Entry]:

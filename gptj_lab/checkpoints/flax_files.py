@@ -154,7 +154,7 @@ class _Reader:
         end = self.file.tell() + length
         if code != _ARRAY:
             raise ValueError(f"it holds an extension {code}, which is no array")
-        shape, name, data = self.value(_MAX_DEPTH - 1)
+        shape, name, data = self.value(_MAX_DEPTH - 2)  # a list with a list in it
         name = self._text(name)
         if name not in _DTYPES or not isinstance(data, _Bytes):
             raise ValueError(f"an array has the dtype {name!r}")

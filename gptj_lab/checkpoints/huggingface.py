@@ -126,7 +126,9 @@ def write(
     Raises:
         OSError: the directory can't be written, or the disk is full.
     """
-    entries = [_entry(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(network))]
+    entries = [
+        _entry(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(network))
+    ]
     with replacing(directory) as aside:
         write_entries(aside, config, entries, str(network.embed.get_value().dtype), max_shard_bytes)
 

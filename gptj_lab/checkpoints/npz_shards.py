@@ -96,7 +96,7 @@ class StepFolder:
             raise ValueError(f"the shards of {directory} differ in their leaves: copy it again")
 
     def joined(self, index: int, leaf: Leaf) -> StoredTensor:
-        """Parameter number `index`, its shards' parts joined; sums and what they meet are in float32.
+        """Parameter number `index`, its shards' parts joined; sums are in float32.
 
         Raises:
             ValueError: a part has another shape, or isn't of floating point.

@@ -143,7 +143,9 @@ class Interpreter:
 
     def _named(self, name: str) -> Any:
         if name not in self.names:
-            raise Refused(f"it asks for {'.'.join(name.split(' '))}, which a state dict never needs")
+            raise Refused(
+                f"it asks for {'.'.join(name.split(' '))}, which a state dict never needs"
+            )
         return self.names[name]
 
 

@@ -40,9 +40,7 @@ class Form:
 SAFETENSORS = Form(
     "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", read_safetensors
 )
-TORCH = Form(
-    "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", read_torch
-)
+TORCH = Form("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", read_torch)
 FLAX = Form(
     "flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack", read_flax,
     torch_name,

@@ -72,7 +72,10 @@ def test_transformers_loads_what_is_saved(network, tmp_path, tolerance, max_shar
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(
-        network(jnp.asarray(ids))[0], expected, rtol=0, atol=tolerance["float32"] * np.abs(expected).max()
+        network(jnp.asarray(ids))[0],
+        expected,
+        rtol=0,
+        atol=tolerance["float32"] * np.abs(expected).max(),
     )
 
 
