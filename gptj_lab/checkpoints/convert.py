@@ -79,6 +79,9 @@ def convert(
         if target.exists():
             target.rmdir()
         work.rename(target)
+    except ValueError:  # something in the source: nothing of this can be used again
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     except OSError as error:
         raise OSError(
             f"{target} is not finished ({error}). The files that are whole are kept in {work}: "

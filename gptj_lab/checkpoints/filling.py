@@ -1,5 +1,6 @@
 """From stored tensors to a network, one tensor at a time: never two copies of the weights."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ def check(
         )
 
 
-def parameter_shapes(config: ModelConfig) -> dict[ParameterPath, tuple[int, ...]]:
+@functools.lru_cache(maxsize=4)
+def parameter_shapes(config: ModelConfig) -> Mapping[ParameterPath, tuple[int, ...]]:
     """The shape of every parameter of a network, by its path; nothing is computed."""
     state = nnx.state(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
     return {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
