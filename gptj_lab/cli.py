@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", help="the text to continue, or - to read it from stdin")
     generate.add_argument("--model", default="pocket", help="pocket, a directory, or a hub name")
     generate.add_argument("--weights", default="float32", help="float32, bfloat16 or float16")
+    generate.add_argument("--revision", help="branch, tag or commit on the hub")
     for name, (kind, what) in _SETTINGS.items():
         generate.add_argument(f"--{name}", type=kind, help=what, default=argparse.SUPPRESS)
     generate.add_argument(
@@ -71,6 +72,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--json", action="store_true", help="one JSON object, with logprobs")
     generate.set_defaults(run=_generate)
+
+    convert = commands.add_parser(
+        "convert", help="write a checkpoint in another form; goes on where it was stopped"
+    )
+    convert.add_argument("source", help="pocket, a directory, an original release, or a hub name")
+    convert.add_argument("target", type=Path, help="a folder that is not there yet")
+    convert.add_argument(
+        "--to", required=True, choices=("huggingface", "mesh-transformer"),
+        help="safetensors, or the original release's slim form; .bin and msgpack are only read",
+    )  # fmt: skip
+    convert.add_argument("--dtype", help="float32, bfloat16 or float16 (as it is)")
+    convert.add_argument("--shards", type=int, default=8, help="of mesh-transformer (8)")
+    convert.add_argument(
+        "--max-shard-bytes", type=int, default=5_000_000_000,
+        help="of one safetensors file (5000000000)",
+    )  # fmt: skip
+    convert.add_argument("--revision", help="branch, tag or commit on the hub")
+    convert.set_defaults(run=_convert)
 
     train = commands.add_parser("train-pocket", help="train the embedded model from a folder")
     train.add_argument("--text", required=True, type=Path, help="a folder of *.txt files")
@@ -113,7 +132,7 @@ def _generate(chosen: argparse.Namespace) -> int:
     _keep_compiled_programs()
     import gptj_lab
 
-    model = gptj_lab.load(chosen.model, weights=chosen.weights)
+    model = gptj_lab.load(chosen.model, weights=chosen.weights, revision=chosen.revision)
     if chosen.json:
         (done,) = model.generate(prompt, **settings)
         fields = ("prompt", "text", "token_ids", "logprobs", "finish_reason")
@@ -128,6 +147,20 @@ def _generate(chosen: argparse.Namespace) -> int:
     finally:
         print()
     print(f"[{time.perf_counter() - begun:.1f} s]", file=sys.stderr)
+    return 0
+
+
+def _convert(chosen: argparse.Namespace) -> int:
+    from gptj_lab.checkpoints.convert import convert
+    from gptj_lab.language_model import find
+
+    convert(
+        find(chosen.source, chosen.revision), chosen.target, chosen.to, dtype=chosen.dtype,
+        shards=chosen.shards, max_shard_bytes=chosen.max_shard_bytes,
+    )  # fmt: skip
+    print(f"{chosen.target} is whole: gptj_lab.load() takes that folder")
+    if not (chosen.target / "tokenizer.json").is_file():
+        print(f"{chosen.source} has no tokenizer: put its tokenizer.json there", file=sys.stderr)
     return 0
 
 

@@ -12,7 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gptj_lab.checkpoints import huggingface
+from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
+from gptj_lab.checkpoints.convert import tokenizer_of
+from gptj_lab.checkpoints.filling import fill
+from gptj_lab.checkpoints.weights import tensors
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import distributed, report, sharding
 from gptj_lab.mesh.report import MeshReport
@@ -193,26 +196,57 @@ class LanguageModel:
 
 
 def load(
-    name: str | Path = "pocket", weights: str = "float32", mesh: jax.sharding.Mesh | None = None
+    name: str | Path = "pocket",
+    weights: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    revision: str | None = None,
+    config: ModelConfig | None = None,
 ) -> LanguageModel:
-    """A language model: the embedded "pocket", a local Hugging Face directory, or a hub name.
+    """A language model: the embedded "pocket", a directory here, or a hub name.
+
+    A directory is Hugging Face's (safetensors, torch's .bin or Flax's msgpack), or a step folder of
+    GPT-J's original release. Each tensor goes from its file to its device before the next is read.
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
         weights: dtype of weights and activations: "float32", "bfloat16" or "float16".
         mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
+        revision: branch, tag or commit on the hub; its main branch by default.
+        config: the shape of an original release that has no configuration json by it; by default
+            that of GPT-J-6B.
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
         ValueError: what is found can't be read as a GPT-J, or can't be cut over the mesh; the
             message names the field or tensor.
     """
-    directory = _find(str(name))
-    config, network = huggingface.read(directory, weights)
-    return LanguageModel(config, network, Tokenizer.from_directory(directory), str(name), mesh)
+    directory = find(str(name), revision)
+    if mesh_transformer.is_release(directory):
+        config, stored = mesh_transformer.tensors(directory, config)
+        naming = mesh_transformer.NAMING
+        tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
+    elif config is not None:
+        raise ValueError(f"{directory} has a config.json: `config` is for original releases only")
+    else:
+        config, stored = huggingface.read_config(directory), tensors(directory)
+        naming = huggingface.NAMING
+        tokenizer = Tokenizer.from_directory(directory)
+    place = None if mesh is None else sharding.placing(config, mesh)
+    network = fill(config, stored, naming, str(directory), weights, place)
+    return LanguageModel(config, network, tokenizer, str(name), mesh)
 
 
-def _find(name: str) -> Path:
+def find(name: str, revision: str | None = None) -> Path:
+    """The directory of "pocket", of a path, or of a hub name, which is fetched if need be.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it was sought.
+        ValueError: a revision of something that doesn't lie on the hub.
+    """
+    path = Path(name).expanduser()
+    if revision is not None and (name == "pocket" or path.is_dir()):
+        raise ValueError(f"revision is {revision!r}, but {name} doesn't come from the hub")
     if name == "pocket":
         for directory in _POCKET:
             if (directory / "config.json").is_file():
@@ -221,7 +255,6 @@ def _find(name: str) -> Path:
             "the pocket model is not in this copy of gptj_lab: train it with "
             "`gptj-lab train-pocket`, or load another model"
         )
-    path = Path(name).expanduser()
     if path.is_dir():
         return path
     parts = name.split("/")
@@ -230,19 +263,4 @@ def _find(name: str) -> Path:
             f"{name!r} is not the embedded 'pocket', not a directory here, and not a hub name "
             "like 'EleutherAI/gpt-j-6b'"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except LocalEntryNotFoundError:
-        problem = "the hub can't be reached and nothing of it is in the local cache"
-    except HFValidationError as error:
-        problem = str(error)
-    except HfHubHTTPError as error:
-        problem = f"the hub answered: {error}"
-    raise FileNotFoundError(
-        f"{name} could not be loaded: {problem}. Check the name and the network, "
-        "or give the path of a directory"
-    )
+    return hub.fetch(name, revision)

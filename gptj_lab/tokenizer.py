@@ -89,17 +89,18 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def gpt2(cls) -> "Tokenizer":
+    def gpt2(cls, spare_tokens: int = 143) -> "Tokenizer":
         """GPT-2's BPE with GPT-J's 143 spare tokens, 50,400 in all, as EleutherAI/gpt-j-6b has it.
 
         Ids: 256 bytes, 50,000 merges in order, <|endoftext|> = 50256, then <|extratoken_1|> to
-        <|extratoken_143|>. The merges are OpenAI's vocab.bpe, shipped in assets/gpt2_bpe.
+        <|extratoken_143|>; GPT-2's own has no spare ones. The merges are OpenAI's vocab.bpe,
+        shipped in assets/gpt2_bpe.
         """
         lines = gzip.decompress((_ASSETS / "vocab.bpe.gz").read_bytes()).decode().splitlines()
         merges = [(left, right) for left, right in (line.split(" ") for line in lines[1:])]
         tokens = [*_BYTES, *(left + right for left, right in merges), END_OF_TEXT]
         inner = _byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-        inner.add_tokens([AddedToken(f"<|extratoken_{i}|>") for i in range(1, 144)])
+        inner.add_tokens([AddedToken(f"<|extratoken_{i}|>") for i in range(1, spare_tokens + 1)])
         return cls(inner)
 
     @property

@@ -1,4 +1,4 @@
-"""Hugging Face directories, both ways: config.json and safetensors, single or sharded."""
+"""Hugging Face directories: config.json and weights, read in every form, written as safetensors."""
 
 import contextlib
 import json
@@ -6,22 +6,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from gptj_lab.checkpoints.filling import Naming, ParameterPath, Place, check_dtype, fill
+from gptj_lab.checkpoints.progress import progress
+from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
+from gptj_lab.checkpoints.weights import SAFETENSORS, inside, tensors
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_DTYPES = ("float32", "bfloat16", "float16")
+MAX_SHARD_BYTES = 5_000_000_000
 # Buffers that old files hold beside the weights.
 _IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)$")
 
@@ -45,6 +43,9 @@ _OUTER = {
     ("head", "bias"): "lm_head.bias",
 }
 
+_OUTER_PATHS = {name: path for path, name in _OUTER.items()}
+_BLOCK_PATHS = {name: path for path, name in _BLOCK.items()}
+
 
 def tensor_name(path: tuple) -> str:
     """Hugging Face's name of the parameter at `path` in a Transformer."""
@@ -53,66 +54,71 @@ def tensor_name(path: tuple) -> str:
     return _OUTER[tuple(path)]
 
 
-def read(directory: Path | str, dtype: str = "float32") -> tuple[ModelConfig, Transformer]:
+def parameters(name: str, values: np.ndarray) -> list[tuple[ParameterPath, np.ndarray]]:
+    """Our parameters in a tensor of that name, as paths with views of the values.
+
+    Raises:
+        KeyError: a GPT-J has no such tensor.
+    """
+    name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+    if _IGNORED.match(name):
+        return []
+    if name in _OUTER_PATHS:
+        path = _OUTER_PATHS[name]
+    else:
+        block = re.fullmatch(r"transformer\.h\.(0|[1-9]\d{0,5})\.(.+)", name)
+        if block is None:
+            raise KeyError(name)
+        path = ("blocks", int(block[1]), *_BLOCK_PATHS[block[2]])
+    # Kernels lie transposed there: torch keeps [out, in]. The embedding does not.
+    return [(path, values.T if path[-1] == "kernel" else values)]
+
+
+NAMING = Naming(ours=parameters, theirs=tensor_name)
+
+
+def read(
+    directory: Path | str, dtype: str = "float32", *, place: Place | None = None
+) -> tuple[ModelConfig, Transformer]:
     """The config and the network in a Hugging Face directory, its weights in `dtype`.
+
+    The weights may be safetensors, torch's .bin or Flax's msgpack, each in one file or several;
+    see `filling.fill` for how they are streamed, and for `place`.
 
     Raises:
         FileNotFoundError: the directory, config.json or the weights are not there.
         ValueError: a file or tensor that isn't as the config says; the message names it.
     """
     directory = Path(directory)
-    if dtype not in _DTYPES:
-        raise ValueError(f"weights is {dtype!r}: one of {', '.join(_DTYPES)} is needed")
+    check_dtype(dtype)
+    config = read_config(directory)
+    return config, fill(config, tensors(directory), NAMING, str(directory), dtype, place)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The config of a Hugging Face directory.
+
+    Raises:
+        FileNotFoundError: the directory or its config.json is not there.
+        ValueError: config.json is not one of a network that we have.
+    """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: give the folder of a checkpoint")
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(
             f"{directory} has no config.json: a Hugging Face directory has config.json, "
-            f"{_SINGLE} and tokenizer.json"
+            f"{SAFETENSORS.single} and tokenizer.json"
         )
-    config = ModelConfig.from_file(directory / "config.json")
-    abstract = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
-    graph, shapes = nnx.split(abstract)
-    wanted = {tensor_name(path): path for path, _ in nnx.to_flat_state(shapes)}
-    expected = {tensor_name(path): leaf.get_value() for path, leaf in nnx.to_flat_state(shapes)}
-
-    found: dict[str, jax.Array] = {}
-    for name, tensor in _tensors(directory):
-        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        if _IGNORED.match(name):
-            continue
-        if name not in wanted:
-            raise ValueError(f"{directory} holds a tensor {name} that a GPT-J doesn't have")
-        # Kernels lie transposed there: torch keeps [out, in]. The embedding does not.
-        value = tensor.T if wanted[name][-1] == "kernel" else tensor
-        if value.shape != expected[name].shape:
-            raise ValueError(
-                f"{name} in {directory} has shape {tensor.shape}, which doesn't fit config.json "
-                f"(its kernel or vector should be {expected[name].shape}, kernels transposed)"
-            )
-        if not np.isfinite(value.astype(np.float32)).all():
-            raise ValueError(f"{name} in {directory} holds NaN or infinite values: copy it again")
-        found[name] = jnp.asarray(value, dtype)
-    missing = sorted(wanted.keys() - found.keys())
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(
-            f"{directory} lacks {', '.join(missing[:3])}{more}: its config.json wants "
-            f"{len(wanted)} tensors, {len(found)} were found"
-        )
-    flat = [
-        (path, leaf.replace(found[tensor_name(path)])) for path, leaf in nnx.to_flat_state(shapes)
-    ]
-    return config, nnx.merge(graph, nnx.from_flat_state(flat))
+    return ModelConfig.from_file(inside(directory, "config.json"))
 
 
 def write(
     directory: Path | str,
     config: ModelConfig,
     network: Transformer,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json and safetensors that `read` and transformers load.
+    """Writes config.json and safetensors that `read` and transformers load, tensor by tensor.
 
     Everything is written aside first and moved into place when it is whole, so that a full disk
     or a stop leaves the old files as they were.
@@ -120,34 +126,60 @@ def write(
     Raises:
         OSError: the directory can't be written, or the disk is full.
     """
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for path, leaf in nnx.to_flat_state(nnx.state(network)):
-        value = np.asarray(leaf.get_value())
-        value = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
-        if shards[-1] and size + value.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][tensor_name(path)] = value
-        size += value.nbytes
+    entries = [
+        _entry(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(network))
+    ]
+    with replacing(directory) as aside:
+        write_entries(aside, config, entries, str(network.embed.get_value().dtype), max_shard_bytes)
+
+
+def _entry(path: ParameterPath, value) -> Entry:
+    kernel = path[-1] == "kernel"
+
+    def make() -> np.ndarray:
+        # Of a copy, as an array on an accelerator keeps what it once gave to the host.
+        host = np.asarray(value.copy())
+        return host.T if kernel else host
+
+    shape = value.shape[::-1] if kernel else value.shape
+    return Entry(tensor_name(path), shape, np.dtype(value.dtype), make)
+
+
+def write_entries(
+    folder: Path, config: ModelConfig, entries: Iterable[Entry], dtype: str, max_shard_bytes: int
+) -> None:
+    """Writes tensors, their index and config.json into a folder; files already there are kept.
+
+    A file has its name only when it is whole, so what is there needn't be written again.
+
+    Raises:
+        OSError: the folder can't be written, or the disk is full.
+    """
+    shards: list[list[Entry]] = [[]]
+    for entry in entries:
+        size = sum(other.nbytes for other in shards[-1])
+        if shards[-1] and size + entry.nbytes > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(entry)
     count = len(shards)
-    names = [_SINGLE] if count == 1 else [
+    names = [SAFETENSORS.single] if count == 1 else [
         f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
     ]  # fmt: skip
-    with replacing(directory) as aside:
+    total = sum(entry.nbytes for shard in shards for entry in shard)
+    with progress(total, "Writing") as advance:
         for name, shard in zip(names, shards, strict=True):
-            try:
-                save_file(shard, aside / name, metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise OSError(f"{name} could not be written into {directory}: {error}") from None
-        if count > 1:
-            index = {
-                "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
-                "weight_map": {t: n for n, s in zip(names, shards, strict=True) for t in s},
-            }
-            (aside / _INDEX).write_text(json.dumps(index, indent=2))
-        fields = config.to_hugging_face() | {"dtype": str(network.embed.get_value().dtype)}
-        (aside / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+            if not (folder / name).exists():
+                write_safetensors(folder / f"{name}.part", shard)
+                os.replace(folder / f"{name}.part", folder / name)
+            advance(sum(entry.nbytes for entry in shard))
+    if count > 1:
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {e.name: n for n, s in zip(names, shards, strict=True) for e in s},
+        }
+        (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2))
+    fields = config.to_hugging_face() | {"dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -164,63 +196,10 @@ def replacing(directory: Path | str) -> Iterator[Path]:
         yield aside
         written = sorted(aside.iterdir())
         for file in written:
-            file.chmod((directory.stat().st_mode & 0o666) | 0o600)  # safetensors: owner only
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     kept = {file.name for file in written}
-    for old in [*directory.glob("model*.safetensors"), directory / _INDEX]:
+    for old in [*directory.glob("model*.safetensors"), directory / SAFETENSORS.index]:
         if old.name not in kept:
             old.unlink(missing_ok=True)
-
-
-def _tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a directory, one after another, each read when it is asked for."""
-    index = directory / _INDEX
-    if index.is_file():
-        shards = _indexed(directory, index)
-    elif (directory / _SINGLE).is_file():
-        shards = {directory / _SINGLE: None}
-    else:
-        raise FileNotFoundError(
-            f"{directory} has neither {_SINGLE} nor {_INDEX}: other forms of weights "
-            "(pytorch_model.bin, flax_model.msgpack) are not read by this version"
-        )
-    for file, names in shards.items():
-        try:
-            with safe_open(file, framework="np") as tensors:
-                here = set(tensors.keys())
-                if names is not None and names - here:
-                    raise ValueError(
-                        f"{file} lacks {sorted(names - here)[0]}, which {_INDEX} places there: "
-                        "copy the file again"
-                    )
-                for name in sorted(here if names is None else names):
-                    yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is truncated or not a safetensors file ({error}): copy it again"
-            ) from None
-
-
-def _indexed(directory: Path, index: Path) -> dict[Path, set[str] | None]:
-    """The files that an index names, each with its tensors; none of them outside the folder."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = [(str(tensor), str(name)) for tensor, name in weight_map.items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is not an index with a weight_map: copy it again") from None
-    shards: dict[Path, set[str] | None] = {}
-    for tensor, name in pairs:
-        if name != Path(name).name or "\\" in name or name in ("", ".", ".."):
-            raise ValueError(
-                f"{index} places {tensor} in {name!r}, outside its folder: "
-                "only file names in the same folder are followed"
-            )
-        file = directory / name
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there, but {_INDEX} names it: copy it too")
-        names = shards.setdefault(file, set())
-        assert names is not None
-        names.add(tensor)
-    return shards

@@ -418,16 +418,15 @@ def train_pocket(
     if not text_dir.is_dir():
         raise FileNotFoundError(f"{text_dir} is not a directory: give a folder of *.txt files")
     out.mkdir(parents=True, exist_ok=True)
+    base = None if start_from is None else str(Path(start_from).resolve())
     settings = dict(
         text_dir=str(text_dir.resolve()), batch=batch, d_model=d_model, num_layers=num_layers,
         num_heads=num_heads, d_rotary=d_rotary, context=context, vocab_size=vocab_size,
         code_share=code_share, peak_lr=peak_lr, warmup_steps=warmup_steps, seed=seed,
-        start_from=None if start_from is None else str(Path(start_from).resolve()),
+        start_from=base,
     )  # fmt: skip
     _agree(out, settings)
-    tokenizer, stories, code = _prepare(
-        out, text_dir, vocab_size, code_share, seed, settings["start_from"]
-    )
+    tokenizer, stories, code = _prepare(out, text_dir, vocab_size, code_share, seed, base)
     code_rows = round(batch * code_share)
     lengths = [_bytes_per_token(tokenizer, tokens) for tokens in (stories, code)]
     bytes_per_token = lengths[0] + (lengths[1] - lengths[0]) * code_rows / batch

@@ -1,7 +1,7 @@
 """The device mesh, and one table from a parameter's path to the axes that it is cut over."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -144,6 +144,16 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
     for block in network.blocks:
         block.mesh = mesh
     return network
+
+
+def placing(config: ModelConfig, mesh: Mesh) -> Callable[[Sequence[Any], np.ndarray], jax.Array]:
+    """A function that puts the parameter at a path onto the mesh, for loading one by one.
+
+    Raises:
+        ValueError: as `check`; the function itself as `parameter_spec`.
+    """
+    check(config, mesh)
+    return lambda path, value: put(value, parameter_sharding(path, config, mesh))
 
 
 def put(value: Any, sharding: NamedSharding) -> jax.Array:

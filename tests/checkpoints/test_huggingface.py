@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -71,7 +72,10 @@ def test_transformers_loads_what_is_saved(network, tmp_path, tolerance, max_shar
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(
-        network(ids)[0], expected, rtol=0, atol=tolerance["float32"] * np.abs(expected).max()
+        network(jnp.asarray(ids))[0],
+        expected,
+        rtol=0,
+        atol=tolerance["float32"] * np.abs(expected).max(),
     )
 
 
@@ -126,7 +130,7 @@ def test_missing_pieces_are_named(copy, tmp_path):
     with pytest.raises(FileNotFoundError, match="not a directory"):
         huggingface.read(tmp_path / "nowhere")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="neither model.safetensors"):
+    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
         huggingface.read(copy)
     (copy / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no config.json"):
@@ -136,11 +140,11 @@ def test_missing_pieces_are_named(copy, tmp_path):
 def test_full_disk_leaves_the_old_files_whole(copy, network, monkeypatch):
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
 
-    def full(tensors, path, metadata):
+    def full(path, entries):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(huggingface, "save_file", full)
+    monkeypatch.setattr(huggingface, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         huggingface.write(copy, CONFIG, network)
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before

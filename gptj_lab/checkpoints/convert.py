@@ -1,0 +1,206 @@
+"""From any checkpoint to a Hugging Face directory or an original release, file by file."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gptj_lab.checkpoints import huggingface, mesh_transformer, npz_shards, weights
+from gptj_lab.checkpoints.filling import check, check_dtype, parameter_shapes
+from gptj_lab.checkpoints.progress import progress
+from gptj_lab.checkpoints.safetensors_files import Entry
+from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
+from gptj_lab.config import ModelConfig
+from gptj_lab.tokenizer import Tokenizer
+
+FORMS = ("huggingface", "mesh-transformer")
+_PLAN = "converting.json"
+
+
+def convert(
+    source: Path | str,
+    target: Path | str,
+    to: str,
+    *,
+    dtype: str | None = None,
+    shards: int = 8,
+    max_shard_bytes: int = huggingface.MAX_SHARD_BYTES,
+) -> None:
+    """Writes the checkpoint in `source` anew as `target`, one tensor in memory at a time.
+
+    `target` appears when it is whole; until then the files lie in a hidden folder beside it. After
+    a stop or a full disk, the same call goes on with the files that are whole.
+
+    Args:
+        source: a Hugging Face directory (safetensors, .bin, msgpack), or an original release.
+        target: a folder that is not there yet, or empty.
+        to: "huggingface" (safetensors), or "mesh-transformer" (the slim form).
+        dtype: "float32", "bfloat16" or "float16"; by default that of most of the weights.
+        shards: shard folders of "mesh-transformer".
+        max_shard_bytes: of one file of "huggingface".
+
+    Raises:
+        ValueError: what is asked for, or what `source` holds, can't be.
+        FileNotFoundError: a file of `source` is missing.
+        OSError: `target` is in use, can't be written, or the disk is full.
+    """
+    source, target = Path(source), Path(target).absolute()
+    if to not in FORMS:
+        raise ValueError(
+            f"to is {to!r}: one of {', '.join(FORMS)} is needed (.bin and msgpack are only read)"
+        )
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already: name a folder that is not, or empty it")
+    config, tensors = _opened(source)
+    check(parameter_shapes(config), tensors, huggingface.NAMING, str(source))
+    dtype = dtype or _prevailing(tensors)
+    check_dtype(dtype)
+    entries = _entries(tensors, dtype)
+    fields = mesh_transformer.to_fields(config, shards) if to == "mesh-transformer" else None
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}: at least 1 is needed")
+
+    work = target.with_name(f".{target.name}.converting")
+    _begin(work, [str(source.resolve()), _fingerprint(source), to, dtype, shards, max_shard_bytes])
+    try:
+        _check_space(work, sum(entry.nbytes for entry in entries))
+        if fields is None:
+            huggingface.write_entries(work, config, entries, dtype, max_shard_bytes)
+        else:
+            _write_release(work, config, tensors, dtype, shards)
+            text = json.dumps(fields, indent=2) + "\n"
+            (work / mesh_transformer.CONFIG_NAME).write_text(text)
+        if tokenizer := tokenizer_of(source, config):
+            tokenizer.save(work)
+        (work / _PLAN).unlink()
+        if target.exists():
+            target.rmdir()
+        work.rename(target)
+    except ValueError:  # something in the source: nothing of this can be used again
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{target} is not finished ({error}). The files that are whole are kept in {work}: "
+            "the same command goes on with them"
+        ) from error
+
+
+def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer in a checkpoint's folder; for an original release else GPT-2's, if it fits.
+
+    Raises:
+        ValueError: its files are damaged.
+    """
+    try:
+        return Tokenizer.from_directory(directory)
+    except FileNotFoundError:
+        spare = {50257: 0, 50400: 143}.get(config.vocab_size)
+        if spare is None or not mesh_transformer.is_release(directory):
+            return None
+        return Tokenizer.gpt2(spare)
+
+
+def _opened(source: Path) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
+    if mesh_transformer.is_release(source):
+        return mesh_transformer.tensors(source)
+    return huggingface.read_config(source), weights.tensors(source)
+
+
+def _prevailing(tensors: Mapping[str, StoredTensor]) -> str:
+    """The dtype that most of the bytes have."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[str(tensor.dtype)] += tensor.nbytes
+    return max(
+        (name for name in sizes if name in DTYPES), key=lambda n: sizes[n], default="float32"
+    )
+
+
+def _entries(tensors: Mapping[str, StoredTensor], dtype: str) -> list[Entry]:
+    """What is to be written, under Hugging Face's full names."""
+
+    def entry(name: str, tensor: StoredTensor) -> Entry:
+        def make() -> np.ndarray:
+            return converted(tensor.read(), dtype, name, tensor.where)
+
+        return Entry(name, tensor.shape, DTYPES[dtype], make)
+
+    named = [(_full_name(name, tensor), tensor) for name, tensor in tensors.items()]
+    return [entry(name, tensor) for name, tensor in named if name is not None]
+
+
+def _fingerprint(source: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file of the weights."""
+    if mesh_transformer.is_release(source):
+        files = sorted(source.glob("shard_*/*.npz"))
+    else:
+        files = weights.weight_files(source)
+    stats = [(str(file.relative_to(source)), file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _begin(work: Path, plan: list) -> None:
+    """Makes the work folder; files of another conversion in it are removed first."""
+    text = json.dumps(plan)
+    file = work / _PLAN
+    if work.exists() and not (file.is_file() and file.read_text() == text):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _check_space(work: Path, needed: int) -> None:
+    done = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    free = shutil.disk_usage(work).free
+    if needed - done > free:
+        raise OSError(f"it needs {needed - done:,} more bytes, {free:,} are free there")
+
+
+def _write_release(
+    work: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor], dtype: str, shards: int
+) -> None:
+    """Writes the slim form, one npz file in memory at a time."""
+    parameters = mesh_transformer.parameters(config)
+    named = {_full_name(name, tensor): tensor for name, tensor in tensors.items()}
+    total = config.num_parameters * DTYPES[dtype].itemsize
+    with progress(total, "Writing") as advance:
+        for piece, run in enumerate(npz_shards.cut(len(parameters) + 1)):
+            for shard in range(shards):
+                (work / f"shard_{shard}").mkdir(exist_ok=True)
+                file = work / f"shard_{shard}" / f"{piece}.npz"
+                if not file.exists():
+                    step = [np.zeros((), np.int32)] if len(parameters) in run else []
+                    parts = [
+                        _part(parameter, named, dtype, shard, shards)
+                        for parameter in parameters[run.start : run.stop]
+                    ]
+                    npz_shards.write_npz(file, parts + step)  # other forms don't keep the step
+                advance(file.stat().st_size)
+
+
+def _part(
+    parameter: mesh_transformer.Parameter, named: Mapping[str | None, StoredTensor], dtype: str,
+    shard: int, shards: int,
+) -> np.ndarray:  # fmt: skip
+    """What one shard holds of one parameter."""
+    leaf = parameter.part
+    if not parameter.name or (leaf.join == "sum" and shard):
+        return np.zeros(leaf.part(shards), DTYPES[dtype])  # a sum lies whole in the first shard
+    tensor = named[parameter.name]
+    view = tensor.read()
+    view = view.T if parameter.turned else view
+    if leaf.join not in ("sum", "replicated"):
+        view = view[leaf.slice(shard, shards)]
+    return converted(view, dtype, parameter.name, tensor.where)
+
+
+def _full_name(name: str, tensor: StoredTensor) -> str | None:
+    """Hugging Face's full name of a tensor; None for a buffer that is no weight."""
+    pieces = huggingface.NAMING.ours(name, tensor.stand_in())
+    if not pieces:
+        return None
+    return huggingface.NAMING.theirs(pieces[0][0]) if len(pieces) == 1 else name

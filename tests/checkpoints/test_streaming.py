@@ -1,0 +1,222 @@
+"""Tensors are read one at a time, cast on the way, and placed by whoever wants to."""
+
+import io
+import json
+import shutil
+import sys
+import types
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gptj_lab.checkpoints import huggingface, progress
+from gptj_lab.checkpoints.safetensors_files import Entry, read_safetensors, write_safetensors
+from gptj_lab.checkpoints.stored import converted
+from gptj_lab.checkpoints.weights import FORMS, choose, tensors
+
+
+def test_no_tensor_outlives_its_placing(small_directory):
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def place(path, values):
+        nonlocal most
+        most = max(most, sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(values))
+        return jax.device_put(np.zeros(values.shape, np.int8))
+
+    _, network = huggingface.read(small_directory, place=place)
+    assert most == 0 and len(alive) == 115
+    assert network.embed.get_value().dtype == jnp.int8, "what place gives is what the network holds"
+
+
+def test_place_puts_parameters_onto_a_mesh(small_directory, small_network, same):
+    mesh = jax.make_mesh((8,), ("model",))
+
+    def place(path, values):
+        axes = (None, "model") if path[-1] == "kernel" and path[0] == "blocks" else ()
+        return jax.device_put(
+            values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        )
+
+    _, network = huggingface.read(small_directory, place=place)
+    kernel = network.blocks[3].attn.q.kernel.get_value()
+    assert len(kernel.sharding.device_set) == 8
+    assert kernel.addressable_shards[0].data.shape == (16, 2)
+    assert same(network, small_network)
+
+
+def test_the_device_array_is_the_copy_itself(small_directory):
+    """On the CPU the values are cast into memory that JAX takes as it is: no second copy."""
+    where = {}
+
+    def place(path, values):
+        where[path] = values.ctypes.data
+        return jax.device_put(values, jax.devices("cpu")[0])
+
+    _, network = huggingface.read(small_directory, place=place)
+    for path, leaf in nnx.to_flat_state(nnx.state(network)):
+        assert leaf.get_value().unsafe_buffer_pointer() == where[path], path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "float16", "float64"])
+def test_casting_is_that_of_jax(dtype, source):
+    values = np.random.default_rng(0).normal(size=(70, 130)).astype(jnp.dtype(source))
+    for view in (values, values.T, values[:, 3], values[1:, ::2]):
+        got = converted(view, dtype, "a", "here")
+        assert got.flags.c_contiguous and got.ctypes.data % 64 == 0 and got.base is not view
+        np.testing.assert_array_equal(got, view.astype(jnp.dtype(dtype)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "float16"])
+def test_not_a_number_is_found_wherever_it_is(bad, source):
+    for place in (0, 4_999_999):
+        values = np.zeros(5_000_000, jnp.dtype(source))
+        values[place] = bad
+        for dtype in ("float32", "bfloat16", "float16"):
+            with pytest.raises(ValueError, match="a in here holds NaN or infinite"):
+                converted(values, dtype, "a", "here")
+
+
+def test_numbers_that_a_dtype_cannot_hold():
+    with pytest.raises(ValueError, match="too large for float16: load it as bfloat16"):
+        converted(np.full((2, 2), 1e5, np.float32), "float16", "a", "here")
+    with pytest.raises(ValueError, match="a in here has dtype int8: float32, bfloat16 or float16"):
+        converted(np.ones((2, 2), np.int8), "float32", "a", "here")
+
+
+def test_the_wrong_shape_is_found_before_anything_is_read(small_directory, tmp_path):
+    found = tensors(small_directory)
+    last = list(found)[-1]
+    entries = [
+        Entry(
+            n, t.shape if n != last else (3,), t.dtype, t.read if n != last else lambda: np.ones(3)
+        )
+        for n, t in found.items()
+    ]
+    write_safetensors(tmp_path / "model.safetensors", entries)
+    shutil.copy(small_directory / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=f"{last} in .* has shape"):
+        huggingface.read(tmp_path, place=lambda path, values: pytest.fail("it was read"))
+
+
+def test_a_tensor_under_two_names_is_refused(small_directory, tmp_path):
+    found = tensors(small_directory)
+    twice = found | {"wte.weight": found["transformer.wte.weight"]}
+    write_safetensors(
+        tmp_path / "model.safetensors",
+        [Entry(n, t.shape, t.dtype, t.read) for n, t in twice.items()],
+    )
+    shutil.copy(small_directory / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="wte.weight twice"):
+        huggingface.read(tmp_path)
+
+
+def test_what_we_write_is_what_the_library_reads(tmp_path):
+    from safetensors.numpy import load_file
+
+    random = np.random.default_rng(0)
+    values = {
+        "a": random.normal(size=(3, 5)).astype(np.float32),
+        "ö": random.normal(size=(7,)).astype(jnp.bfloat16),
+        "empty": np.zeros((0, 4), np.float16),
+    }
+    write_safetensors(
+        tmp_path / "x.safetensors",
+        [Entry(n, v.shape, v.dtype, lambda v=v: v) for n, v in values.items()],
+    )
+    theirs, ours = (
+        load_file(tmp_path / "x.safetensors"),
+        read_safetensors(tmp_path / "x.safetensors"),
+    )
+    for name, value in values.items():
+        np.testing.assert_array_equal(theirs[name], value)
+        np.testing.assert_array_equal(ours[name].read(), value)
+
+
+def test_safetensors_come_first_then_bin_then_msgpack(small_directory, tmp_path):
+    every = ["flax_model.msgpack", "pytorch_model.bin", "model.safetensors"]
+    order = []
+    while form := choose(every):
+        order.append(form)
+        every = [name for name in every if name not in (form.single, form.index)]
+    assert tuple(order) == FORMS
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    (copy / "pytorch_model.bin").write_bytes(b"never opened")
+    (copy / "flax_model.msgpack").write_bytes(b"never opened")
+    assert huggingface.read(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="pytorch_model.bin is truncated or no torch"):
+        huggingface.read(copy)
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="flax_model.msgpack is truncated or no weight"):
+        huggingface.read(copy)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_out_of_the_folder_is_not_followed(small_directory, tmp_path, name):
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    (copy / name).rename(tmp_path / "elsewhere")
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} is a link to .*elsewhere, outside its folder"):
+        huggingface.read(copy)
+
+
+def test_links_of_the_hubs_cache_are_followed(small_directory, tmp_path):
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/1234"
+    shutil.copytree(small_directory, blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert huggingface.read(snapshot)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="outside its folder"):
+        huggingface.read(snapshot)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_shows_bytes_and_time_in_a_terminal_only(monkeypatch):
+    def shown(stream, total):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.progress(total, "Loading") as advance:
+            advance(total // 4)
+            advance(total - total // 4)
+        return stream.getvalue()
+
+    assert shown(io.StringIO(), 12_000_000_000) == "", "a file or a pipe stays clean"
+    assert shown(Terminal(), 100_000_000) == "", "a small model is there before one reads it"
+    text = shown(Terminal(), 12_000_000_000)
+    assert "Loading" in text and "12.0G/12.0G" in text and "B/s" in text and "<" in text
+
+
+def test_the_bar_knows_a_notebook(monkeypatch):
+    shell = types.SimpleNamespace(kernel=object())
+    fake = types.SimpleNamespace(get_ipython=lambda: shell)
+    assert not progress._in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    assert progress._in_notebook()
+
+
+def test_an_index_that_is_none_is_refused(small_directory, tmp_path):
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    for text in (
+        "[]",
+        "{",
+        '{"weight_map": 5}',
+        "[" * 100_000,
+        json.dumps({"weight_map": {"a": 5}}),
+    ):
+        (copy / "model.safetensors.index.json").write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match="weight_map|that is no model"):
+            huggingface.read(copy)
