@@ -38,6 +38,17 @@ def test_eight_devices_along_the_heads(on_mesh, tolerance):
     close(on_mesh(1, 8, **fields).logits(IDS), on_mesh(**fields).logits(IDS), tolerance["float32"])
 
 
+@pytest.mark.slow
+def test_bfloat16_weights_on_a_mesh(on_mesh, tolerance):
+    alone = on_mesh()
+    half = nnx.clone(alone.network)
+    nnx.update(half, jax.tree.map(lambda w: w.astype(jnp.bfloat16), nnx.state(half)))
+    mesh = gptj_lab.mesh(data=2, model=4)
+    model = gptj_lab.LanguageModel(alone.config, half, alone.tokenizer, "half", mesh)
+    assert model.dtype == "bfloat16"
+    close(model.logits(IDS), alone.logits(IDS), tolerance["bfloat16"])
+
+
 def test_a_vocabulary_that_does_not_divide_costs_no_memory(on_mesh, tolerance):
     vocab_size = 303
     odd = on_mesh(2, 4, vocab_size=vocab_size)
