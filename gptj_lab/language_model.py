@@ -109,7 +109,7 @@ class LanguageModel:
         """
         from gptj_lab.model.sites import match
 
-        wanted = tuple(match(sites, self.config.num_layers))
+        wanted = tuple(match(sites, self.config))
         ids = self._checked([self.tokenizer.encode(prompt)])
         return {name: value[0] for name, value in self._run(ids, wanted)[1].items()}
 
@@ -159,7 +159,8 @@ def load(name: str | Path = "pocket", weights: str = "float32") -> LanguageModel
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
-        ValueError: what is found can't be read as a GPT-J; the message names the field or tensor.
+        ValueError: what is found can't be read as one of the families of ModelConfig; the message
+            names the field or tensor.
     """
     directory = _find(str(name))
     config, network = huggingface.read(directory, weights)

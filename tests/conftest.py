@@ -9,11 +9,11 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotated shape of the package is checked at each call; before its first import.
-install_import_hook("gptj_lab", "beartype.beartype")
+jaxtyping.install_import_hook("gptj_lab", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -24,6 +24,14 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}  # relative to the largest logit
 def tolerance() -> dict[str, float]:
     """One relative tolerance a dtype, for the whole suite."""
     return TOLERANCE
+
+
+@pytest.fixture
+def wrong_types():
+    """Annotations are not checked: for a test that hands on wrong types, as users do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +86,7 @@ def tiny_config():
             bos_token_id=0,
             eos_token_id=0,
         )
-        return ModelConfig(**(base | fields))
+        return ModelConfig.of_family("gptj", **(base | fields))
 
     return make
 

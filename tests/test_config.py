@@ -47,7 +47,7 @@ def test_round_trip():
         ({"eos_token_id": "end"}, "eos_token_id"),
     ],
 )
-def test_what_would_not_be_honoured_is_refused_by_name(change, words):
+def test_what_would_not_be_honoured_is_refused_by_name(change, words, wrong_types):
     with pytest.raises(ValueError, match=words):
         ModelConfig.from_hugging_face(GPTJ_6B | change)
 

@@ -13,7 +13,8 @@ from gptj_lab.tokenizer import Tokenizer
 
 
 def make(vocab_size):
-    config = ModelConfig(
+    config = ModelConfig.of_family(
+    "gptj",
         vocab_size=vocab_size, context=8, d_model=16, num_layers=2, num_heads=2, d_rotary=4,
         d_ff=32, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2,
         bos_token_id=None, eos_token_id=None,
@@ -72,7 +73,7 @@ def test_trace_names_the_sites_that_were_asked_for(model):
         ([[1], [1, 2]], "unequal length"),
     ],
 )
-def test_token_ids_that_do_not_fit(model, ids, words):
+def test_token_ids_that_do_not_fit(model, ids, words, wrong_types):
     with pytest.raises(ValueError, match=words):
         model.logits(ids)
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,41 +15,13 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from gptj_lab.checkpoints import families
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("float32", "bfloat16", "float16")
-# Buffers that old files hold beside the weights.
-_IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)$")
-
-_BLOCK = {
-    ("ln", "scale"): "ln_1.weight",
-    ("ln", "bias"): "ln_1.bias",
-    ("attn", "q", "kernel"): "attn.q_proj.weight",
-    ("attn", "k", "kernel"): "attn.k_proj.weight",
-    ("attn", "v", "kernel"): "attn.v_proj.weight",
-    ("attn", "out", "kernel"): "attn.out_proj.weight",
-    ("mlp", "fc_in", "kernel"): "mlp.fc_in.weight",
-    ("mlp", "fc_in", "bias"): "mlp.fc_in.bias",
-    ("mlp", "fc_out", "kernel"): "mlp.fc_out.weight",
-    ("mlp", "fc_out", "bias"): "mlp.fc_out.bias",
-}
-_OUTER = {
-    ("embed",): "transformer.wte.weight",
-    ("final_ln", "scale"): "transformer.ln_f.weight",
-    ("final_ln", "bias"): "transformer.ln_f.bias",
-    ("head", "kernel"): "lm_head.weight",
-    ("head", "bias"): "lm_head.bias",
-}
-
-
-def tensor_name(path: tuple) -> str:
-    """Hugging Face's name of the parameter at `path` in a Transformer."""
-    if path[0] == "blocks":
-        return f"transformer.h.{path[1]}.{_BLOCK[tuple(path[2:])]}"
-    return _OUTER[tuple(path)]
 
 
 def read(directory: Path | str, dtype: str = "float32") -> tuple[ModelConfig, Transformer]:
@@ -73,36 +44,43 @@ def read(directory: Path | str, dtype: str = "float32") -> tuple[ModelConfig, Tr
     config = ModelConfig.from_file(directory / "config.json")
     abstract = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
     graph, shapes = nnx.split(abstract)
-    wanted = {tensor_name(path): path for path, _ in nnx.to_flat_state(shapes)}
-    expected = {tensor_name(path): leaf.get_value() for path, leaf in nnx.to_flat_state(shapes)}
+    parameters = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(shapes)}
+    wanted = families.tensors(config, {path: leaf.shape for path, leaf in parameters.items()})
 
-    found: dict[str, jax.Array] = {}
+    found: dict[families.Path, jax.Array] = {}
     for name, tensor in _tensors(directory):
-        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        if _IGNORED.match(name):
+        known = families.full_name(config, name)
+        if known is None:
             continue
-        if name not in wanted:
-            raise ValueError(f"{directory} holds a tensor {name} that a GPT-J doesn't have")
-        # Kernels lie transposed there: torch keeps [out, in]. The embedding does not.
-        value = tensor.T if wanted[name][-1] == "kernel" else tensor
-        if value.shape != expected[name].shape:
+        if known not in wanted:
             raise ValueError(
-                f"{name} in {directory} has shape {tensor.shape}, which doesn't fit config.json "
-                f"(its kernel or vector should be {expected[name].shape}, kernels transposed)"
+                f"{directory} holds a tensor {name} that a {config.family_title} doesn't have"
             )
-        if not np.isfinite(value.astype(np.float32)).all():
+        # Kernels lie transposed there, but for GPT-2's: torch keeps [out, in].
+        if tensor.shape != wanted[known].shape:
+            raise ValueError(
+                f"{name} in {directory} has shape {tensor.shape}, which doesn't fit config.json: "
+                f"it says {wanted[known].shape}"
+            )
+        if not np.isfinite(tensor.astype(np.float32)).all():
             raise ValueError(f"{name} in {directory} holds NaN or infinite values: copy it again")
-        found[name] = jnp.asarray(value, dtype)
-    missing = sorted(wanted.keys() - found.keys())
+        for path, value in wanted[known].split(tensor):
+            value = jnp.asarray(value, dtype)
+            if path in found and not (found[path] == value).all():
+                raise ValueError(
+                    f"{directory} holds {known} twice, the second time as {name} with other "
+                    "values: if that is a head of its own, config.json needs "
+                    "tie_word_embeddings: false"
+                )
+            found[path] = value
+    missing = [name for name, tensor in wanted.items() if tensor.paths[0] not in found]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
             f"{directory} lacks {', '.join(missing[:3])}{more}: its config.json wants "
-            f"{len(wanted)} tensors, {len(found)} were found"
+            f"{len(wanted)} tensors, {len(wanted) - len(missing)} were found"
         )
-    flat = [
-        (path, leaf.replace(found[tensor_name(path)])) for path, leaf in nnx.to_flat_state(shapes)
-    ]
+    flat = [(path, leaf.replace(found[path])) for path, leaf in nnx.to_flat_state(shapes)]
     return config, nnx.merge(graph, nnx.from_flat_state(flat))
 
 
@@ -119,16 +97,19 @@ def write(
 
     Raises:
         OSError: the directory can't be written, or the disk is full.
+        ValueError: a config that Hugging Face's form of its family can't say.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
-    for path, leaf in nnx.to_flat_state(nnx.state(network)):
-        value = np.asarray(leaf.get_value())
-        value = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
+    fields = config.to_hugging_face()
+    ours = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
+    shapes = {path: array.shape for path, array in ours.items()}
+    for name, tensor in families.tensors(config, shapes).items():
+        value = tensor.join([np.asarray(ours[path]) for path in tensor.paths])
         if shards[-1] and size + value.nbytes > max_shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][tensor_name(path)] = value
+        shards[-1][name] = value
         size += value.nbytes
     count = len(shards)
     names = [_SINGLE] if count == 1 else [
@@ -146,7 +127,7 @@ def write(
                 "weight_map": {t: n for n, s in zip(names, shards, strict=True) for t in s},
             }
             (aside / _INDEX).write_text(json.dumps(index, indent=2))
-        fields = config.to_hugging_face() | {"dtype": str(network.embed.get_value().dtype)}
+        fields |= {"dtype": str(network.embed.get_value().dtype)}
         (aside / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,7 +14,8 @@ from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.of_family(
+    "gptj",
     vocab_size=97,
     context=32,
     d_model=48,
@@ -71,7 +73,10 @@ def test_transformers_loads_what_is_saved(network, tmp_path, tolerance, max_shar
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(
-        network(ids)[0], expected, rtol=0, atol=tolerance["float32"] * np.abs(expected).max()
+        network(jnp.asarray(ids))[0],
+        expected,
+        rtol=0,
+        atol=tolerance["float32"] * np.abs(expected).max(),
     )
 
 
