@@ -345,6 +345,8 @@ def _windows(fields: Mapping[str, Any], where: str, num_layers: Any) -> tuple[in
             f"attention_types in {where} is {types!r:.200}: pairs like [['global', 'local'], 6] "
             f"are needed, which describe {num_layers!r} layers together"
         )
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window_size in {where} is {window!r}: a number of tokens is needed")
     layers = [kind for kinds, count in runs for _ in range(count) for kind in kinds]
     if fields.get("attention_layers", layers) != layers:
         raise ValueError(

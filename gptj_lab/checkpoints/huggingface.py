@@ -48,6 +48,7 @@ def read(directory: Path | str, dtype: str = "float32") -> tuple[ModelConfig, Tr
     wanted = families.tensors(config, {path: leaf.shape for path, leaf in parameters.items()})
 
     found: dict[families.Path, jax.Array] = {}
+    called: dict[str, str] = {}  # by its full name, what the file calls a tensor
     for name, tensor in _tensors(directory):
         known = families.full_name(config, name)
         if known is None:
@@ -64,16 +65,17 @@ def read(directory: Path | str, dtype: str = "float32") -> tuple[ModelConfig, Tr
             )
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise ValueError(f"{name} in {directory} holds NaN or infinite values: copy it again")
+        first = called.setdefault(known, name)
         for path, value in wanted[known].split(tensor):
             value = jnp.asarray(value, dtype)
-            if path in found and not (found[path] == value).all():
+            if first != name and not (found[path] == value).all():
                 raise ValueError(
-                    f"{directory} holds {known} twice, the second time as {name} with other "
-                    "values: if that is a head of its own, config.json needs "
-                    "tie_word_embeddings: false"
+                    f"{directory} holds {first} and {name} with different values, where "
+                    "config.json says that they are the same: set tie_word_embeddings to false "
+                    "if the head is one of its own, else leave out the wrong one"
                 )
             found[path] = value
-    missing = [name for name, tensor in wanted.items() if tensor.paths[0] not in found]
+    missing = [name for name in wanted if name not in called]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(

@@ -106,22 +106,22 @@ def test_cached_decoding_is_the_full_forward(relative, tolerance):
 
 
 def test_padded_batch_is_each_prompt_alone(relative, tolerance):
-    """Rows of 5 and 9 tokens padded to 9, then each decodes on at its own position."""
+    """Rows of 4 and 7 tokens padded to 7, then each decodes on at its own position."""
     config, network = relative
-    long, short = ids(1, 12, seed=1), ids(1, 8, seed=2)
-    alone = [network(jnp.asarray(row))[0] for row in (long, short)]
-    padded = np.zeros((2, 9), int)
-    padded[0], padded[1, :5] = long[0, :9], short[0, :5]
-    cache = empty_cache(config, 2, 16, jnp.float32)
-    logits, cache = network(jnp.asarray(padded), cache=cache)
-    close(logits[0], alone[0][0, :9], tolerance["float32"])
-    close(logits[1, :5], alone[1][0, :5], tolerance["float32"])
-    for i in range(3):
-        step = jnp.asarray([[long[0, 9 + i]], [short[0, 5 + i]]])
-        positions = jnp.asarray([[9 + i], [5 + i]])
+    lengths, rows = (7, 4), [ids(1, seed=1), ids(1, seed=2)]
+    alone = [network(row)[0][0] for row in rows]
+    padded = np.zeros((2, 7), int)
+    for i, length in enumerate(lengths):
+        padded[i, :length] = rows[i][0, :length]
+    logits, cache = network(jnp.asarray(padded), cache=empty_cache(config, 2, 24, jnp.float32))
+    for i, length in enumerate(lengths):
+        close(logits[i, :length], alone[i][:length], tolerance["float32"])
+    for made in range(3):
+        positions = jnp.asarray([[length + made] for length in lengths])
+        step = jnp.stack([row[0, position] for row, position in zip(rows, positions, strict=True)])
         logits, cache = network(step, positions=positions, cache=cache)
-        close(logits[0, 0], alone[0][0, 9 + i], tolerance["float32"])
-        close(logits[1, 0], alone[1][0, 5 + i], tolerance["float32"])
+        for i, length in enumerate(lengths):
+            close(logits[i, 0], alone[i][length + made], tolerance["float32"])
 
 
 # For every field: what else a config needs so that it can be changed, and the change.
