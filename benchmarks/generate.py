@@ -26,7 +26,8 @@ from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer
 
 PROMPT, NEW = 128, 64  # tokens
-LARGE = ModelConfig(
+LARGE = ModelConfig.of_family(
+    "gptj",
     vocab_size=50400, context=2048, d_model=1024, num_layers=12, num_heads=4, d_rotary=64,
     d_ff=4096, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
     bos_token_id=50256, eos_token_id=50256,

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 from gptj_lab import widgets
 
 if TYPE_CHECKING:
+    from gptj_lab import presets
     from gptj_lab.config import ModelConfig
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
     from gptj_lab.mesh.sharding import make_mesh as mesh
 
-__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "mesh", "widgets"]
+__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "mesh", "presets", "widgets"]
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, and nothing touches a device.
@@ -20,6 +21,7 @@ _HOME = {
     "LanguageModel": "gptj_lab.language_model",
     "ModelConfig": "gptj_lab.config",
     "load": "gptj_lab.language_model",
+    "presets": "gptj_lab.presets",
 }
 
 
@@ -28,4 +30,5 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("gptj_lab.mesh")
     if name not in _HOME:
         raise AttributeError(f"gptj_lab has no {name!r}: it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    home = importlib.import_module(_HOME[name])
+    return home if home.__name__ == f"gptj_lab.{name}" else getattr(home, name)

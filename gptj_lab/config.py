@@ -1,89 +1,70 @@
 """ModelConfig: one frozen description of a network, from and to a Hugging Face config.
 
-The GPT-J family is here; the other families of the design add fields when their network arrives.
+GPT-J, CodeGen, GPT-NeoX, GPT-Neo and GPT-2 (and so GPT-3) differ in its fields only, so that a
+lesson can switch one with `dataclasses.replace` and see what it does.
 """
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
+from gptj_lab import hugging_face_config
 
-# What GPT-J's config.json may hold. First: fields that we honour, by our name for them.
-_HONOURED = {
-    "vocab_size": "vocab_size",
-    "n_positions": "context",
-    "n_embd": "d_model",
-    "n_layer": "num_layers",
-    "n_head": "num_heads",
-    "rotary_dim": "d_rotary",
-    "n_inner": "d_ff",
-    "activation_function": "activation",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "initializer_range": "initializer_range",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-}
-# Fields that change the computation unless they hold the value given here.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "tie_word_embeddings": (False, None),
-    "is_encoder_decoder": (False, None),
-    "is_decoder": (False, True, None),
-    "add_cross_attention": (False, None),
-    "rotary": (True, None),
-    "scale_attn_weights": (True, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "rope_scaling": (None,),
-    "rope_parameters": (None,),
-    "chunk_size_feed_forward": (0, None),
-}
-# Fields that describe training, files or decoding defaults: they don't change the logits.
-_IRRELEVANT = {
-    "model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
-    "attn_pdrop", "embd_pdrop", "resid_pdrop", "gradient_checkpointing", "summary_type",
-    "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-    "task_specific_params", "tokenizer_class", "pad_token_id", "sep_token_id", "_name_or_path",
-    "id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict",
-    "problem_type", "num_labels", "n_ctx", "finetuning_task", "prefix", "torchscript",
-    "decoder_start_token_id", "cross_attention_hidden_size", "tie_encoder_decoder",
-    "_attn_implementation", "_commit_hash", "model_revision",
-    # decoding defaults that old files keep in config.json
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens", "tf_legacy_loss", "use_bfloat16",
-}  # fmt: skip
+ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu")
+POSITIONS = ("rotary_interleaved", "rotary_half", "learned")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One description of a GPT-J network.
+    """One description of a network.
 
     Attributes:
+        family: Hugging Face's model_type, in whose form the weights are read and written: "gptj",
+            "codegen", "gpt_neox", "gpt_neo" or "gpt2". The computation doesn't depend on it.
         vocab_size: rows of the embedding and of the head.
         context: most positions that the model was trained on, in tokens.
         d_model: width of the residual stream.
         num_layers: number of blocks.
         num_heads: attention heads a block; they divide d_model.
-        d_rotary: leading dimensions of each head that are rotated by position; even.
         d_ff: width of the MLP.
-        activation: one of ACTIVATIONS ("gelu_new" is the tanh form).
+        positions: "rotary_interleaved" (pairs x0 x1, x2 x3, as in GPT-J), "rotary_half" (pairs of
+            the first and the second half, as in GPT-NeoX) or "learned" (added to the embedding).
+        d_rotary: leading dimensions of each head that are rotated; even; 0 if learned.
+        rotary_base: the slowest pair turns by rotary_base^(2 / d_rotary - 1) radians a token
+            (10000 in Su et al. 2021); 0 if learned.
+        parallel: attention and MLP read the same residual; else the MLP reads attention's sum.
+        shared_layer_norm: one LayerNorm a block for both (parallel blocks only), else two.
+        qkv_bias, attn_out_bias, head_bias: whether these products add a bias.
+        tied_embeddings: the head is the transposed embedding.
+        scaled_attention: scores are divided by sqrt(d_head).
+        local_windows: tokens that a layer's attention sees (its own included), None for all; the
+            pattern is repeated over the layers: (None, 256) alternates. Kept in its shortest form.
+        activation: one of ACTIVATIONS (gelu_new, gelu_fast, gelu_pytorch_tanh: the tanh form).
         layer_norm_eps: added to the variance in every LayerNorm.
         initializer_range: standard deviation of new weights.
         bos_token_id, eos_token_id: special tokens of the tokenizer, if it has them.
     """
 
+    family: str
     vocab_size: int
     context: int
     d_model: int
     num_layers: int
     num_heads: int
-    d_rotary: int
     d_ff: int
+    positions: str
+    d_rotary: int
+    rotary_base: float
+    parallel: bool
+    shared_layer_norm: bool
+    qkv_bias: bool
+    attn_out_bias: bool
+    head_bias: bool
+    tied_embeddings: bool
+    scaled_attention: bool
+    local_windows: tuple[int | None, ...]
     activation: str
     layer_norm_eps: float
     initializer_range: float
@@ -100,12 +81,10 @@ class ModelConfig:
                 f"num_heads is {self.num_heads}, which doesn't divide d_model {self.d_model}: "
                 "choose a divisor"
             )
-        rotary = self.d_rotary
-        if not isinstance(rotary, int) or rotary % 2 or not 2 <= rotary <= self.d_head:
-            raise ValueError(
-                f"d_rotary is {rotary!r}: an even number from 2 to the head's width "
-                f"{self.d_head} is needed"
-            )
+        hugging_face_config.published(self.family)  # refuses an unknown one
+        self._check_switches()
+        self._check_positions()
+        self._check_windows()
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}: one of {ACTIVATIONS} is needed")
         for name in ("layer_norm_eps", "initializer_range"):
@@ -117,17 +96,105 @@ class ModelConfig:
             if value is not None and (not isinstance(value, int) or not 0 <= value):
                 raise ValueError(f"{name} is {value!r}: a token id or null is needed")
 
+    def _check_switches(self) -> None:
+        for name in (
+            "parallel", "shared_layer_norm", "qkv_bias", "attn_out_bias", "head_bias",
+            "tied_embeddings", "scaled_attention",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}: true or false is needed")
+        if self.shared_layer_norm and not self.parallel:
+            raise ValueError(
+                "shared_layer_norm is True in sequential blocks, whose MLP reads another residual "
+                "than attention: set parallel=True, or shared_layer_norm=False"
+            )
+        if self.tied_embeddings and self.head_bias:
+            raise ValueError(
+                "tied_embeddings and head_bias are both True: a tied head is the embedding and "
+                "has no bias, so set one of them to False"
+            )
+
+    def _check_positions(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions is {self.positions!r}: one of {POSITIONS} is needed")
+        rotary, base = self.d_rotary, self.rotary_base
+        if self.positions == "learned":
+            if rotary != 0 or base != 0:
+                raise ValueError(
+                    f"d_rotary is {rotary!r} and rotary_base {base!r}, but positions are learned: "
+                    "set both to 0"
+                )
+            return
+        if not isinstance(rotary, int) or rotary % 2 or not 2 <= rotary <= self.d_head:
+            raise ValueError(
+                f"d_rotary is {rotary!r}: an even number from 2 to the head's width "
+                f"{self.d_head} is needed"
+            )
+        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base < math.inf:
+            raise ValueError(f"rotary_base is {base!r}: a number above 1 is needed")
+
+    def _check_windows(self) -> None:
+        windows = self.local_windows
+        good = isinstance(windows, tuple) and windows
+        if not good or any(
+            window is not None
+            and (isinstance(window, bool) or not isinstance(window, int) or window < 1)
+            for window in windows
+        ):
+            raise ValueError(
+                f"local_windows is {windows!r}: a tuple of token counts or None is needed, "
+                "(None,) for attention to everything before"
+            )
+        windows = windows[: self.num_layers]
+        for size in range(1, len(windows) + 1):
+            repeats = len(windows) % size == 0 or len(windows) == self.num_layers
+            if repeats and all(w == windows[i % size] for i, w in enumerate(windows)):
+                # One spelling, so that configs of the same network are equal.
+                object.__setattr__(self, "local_windows", windows[:size])
+                return
+
     @property
     def d_head(self) -> int:
         """Width of one attention head."""
         return self.d_model // self.num_heads
 
     @property
+    def family_title(self) -> str:
+        """The family as its papers call it, such as "GPT-NeoX"."""
+        return hugging_face_config.TITLES[self.family]
+
+    def local_window(self, layer: int) -> int | None:
+        """Tokens that attention sees in this layer, its own included; None if all."""
+        return self.local_windows[layer % len(self.local_windows)]
+
+    @property
     def num_parameters(self) -> int:
         """Exact number of parameters."""
         d, ff, v = self.d_model, self.d_ff, self.vocab_size
-        block = 4 * d * d + 2 * d * ff + ff + d + 2 * d
-        return v * d + self.num_layers * block + 2 * d + v * d + v
+        norms = 2 * d if self.shared_layer_norm else 4 * d
+        attention = 4 * d * d + 3 * d * self.qkv_bias + d * self.attn_out_bias
+        block = norms + attention + 2 * d * ff + ff + d
+        embeddings = v * d + self.context * d * (self.positions == "learned")
+        head = v * d * (not self.tied_embeddings) + v * self.head_bias
+        return embeddings + self.num_layers * block + 2 * d + head
+
+    @classmethod
+    def of_family(cls, family: str, **fields: Any) -> "ModelConfig":
+        """The config of a network of the family: its published constants, with `fields` over them.
+
+        Sizes (vocab_size, context, d_model, num_layers, num_heads, d_ff, and d_rotary where the
+        family rotates) have to be given; every other field may be.
+
+        Raises:
+            ValueError: an unknown family, a missing size, or a value that doesn't fit.
+            TypeError: a field that ModelConfig doesn't have.
+        """
+        fields = hugging_face_config.published(family) | fields
+        missing = [field.name for field in dataclasses.fields(cls) if field.name not in fields]
+        if missing:
+            raise ValueError(f"a config of family {family!r} needs {', '.join(missing)} too")
+        return cls(**fields)
 
     @classmethod
     def from_hugging_face(cls, fields: dict[str, Any], where: str = "the config") -> "ModelConfig":
@@ -137,49 +204,17 @@ class ModelConfig:
             ValueError: an unknown architecture, a missing field, or a field that this network
                 would not honour; the message names it.
         """
-        kind = fields.get("model_type")
-        if kind != "gptj":
-            raise ValueError(f"model_type in {where} is {kind!r}: this version reads 'gptj' only")
-        for name, value in fields.items():
-            if name in _FIXED:
-                if value not in _FIXED[name]:
-                    raise ValueError(
-                        f"{name} in {where} is {value!r}, which this network doesn't honour: "
-                        f"only {_FIXED[name][0]!r} is supported"
-                    )
-            elif name not in _HONOURED and name not in _IRRELEVANT:
-                raise ValueError(
-                    f"{name} in {where} is a field that this network doesn't honour "
-                    f"(its value is {value!r}): remove it if it doesn't change the computation"
-                )
-        ours: dict[str, Any] = {
-            _HONOURED[name]: value for name, value in fields.items() if name in _HONOURED
-        }
-        if ours.get("d_ff") is None and isinstance(ours.get("d_model"), int):
-            ours["d_ff"] = 4 * ours["d_model"]
-        # Fields that Hugging Face leaves out when they hold GPT-J's own value.
-        published = dict(
-            activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
-            bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
-        ours = published | ours
-        missing = [hf for hf, name in _HONOURED.items() if name not in ours]
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}: a GPT-J config has them")
-        return cls(**ours)
+        return cls(**hugging_face_config.to_ours(fields, where))
 
     def to_hugging_face(self) -> dict[str, Any]:
-        """The config.json fields of `transformers.GPTJConfig` for this network."""
-        fields = {hf: getattr(self, ours) for hf, ours in _HONOURED.items()}
-        return {
-            "model_type": "gptj",
-            "architectures": ["GPTJForCausalLM"],
-            **fields,
-            "tie_word_embeddings": False,
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }
+        """The config.json fields of transformers' config of this family.
+
+        Raises:
+            ValueError: a field whose value a config.json of the family can't say.
+        """
+        ours = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        windows = tuple(self.local_window(layer) for layer in range(self.num_layers))
+        return hugging_face_config.to_file(ours, windows)
 
     @classmethod
     def from_file(cls, path: Path | str) -> "ModelConfig":

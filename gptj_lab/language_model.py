@@ -125,7 +125,7 @@ class LanguageModel:
         """
         from gptj_lab.model.sites import match
 
-        wanted = tuple(match(sites, self.config.num_layers))
+        wanted = tuple(match(sites, self.config))
         ids = self._checked([self.tokenizer.encode(prompt)])
         return {name: value[0] for name, value in self._run(ids, wanted)[1].items()}
 
@@ -218,22 +218,20 @@ def load(
 
     Raises:
         FileNotFoundError: nothing is found under that name; the message says where it was sought.
-        ValueError: what is found can't be read as a GPT-J, or can't be cut over the mesh; the
-            message names the field or tensor.
+        ValueError: what is found can't be read as one of the families of ModelConfig, or can't be
+            cut over the mesh; the message names the field or tensor.
     """
     directory = find(str(name), revision)
     if mesh_transformer.is_release(directory):
         config, stored = mesh_transformer.tensors(directory, config)
-        naming = mesh_transformer.NAMING
         tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
     elif config is not None:
         raise ValueError(f"{directory} has a config.json: `config` is for original releases only")
     else:
         config, stored = huggingface.read_config(directory), tensors(directory)
-        naming = huggingface.NAMING
         tokenizer = Tokenizer.from_directory(directory)
     place = None if mesh is None else sharding.placing(config, mesh)
-    network = fill(config, stored, naming, str(directory), weights, place)
+    network = fill(config, stored, str(directory), weights, place)
     return LanguageModel(config, network, tokenizer, str(name), mesh)
 
 

@@ -1,5 +1,6 @@
-"""Eight host devices, shapes checked, no silent rank promotion; small GPT-Js to compare."""
+"""Eight host devices, shapes checked, no silent rank promotion; small models to compare."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -11,12 +12,12 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotated shape of the package is checked at each call; before its first import.
 sys.path.insert(0, str(Path(__file__).parent))
-install_import_hook("gptj_lab", "shape_checking.arrays")
+jaxtyping.install_import_hook("gptj_lab", "shape_checking.arrays")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -29,29 +30,41 @@ def tolerance() -> dict[str, float]:
     return TOLERANCE
 
 
+# The same sizes in every family's words.
+_GPT2_SIZES = dict(vocab_size=97, n_positions=32, n_embd=48, n_layer=3, n_head=4)
+_TORCH = {
+    "gptj": ("GPTJForCausalLM", dict(rotary_dim=6, **_GPT2_SIZES)),
+    "codegen": ("CodeGenForCausalLM", dict(rotary_dim=6, **_GPT2_SIZES)),
+    "gpt2": ("GPT2LMHeadModel", _GPT2_SIZES),
+    "gpt_neo": (
+        "GPTNeoForCausalLM",
+        dict(
+            vocab_size=97, max_position_embeddings=32, hidden_size=48, num_layers=3, num_heads=4,
+            attention_types=[[["global", "local"], 1], [["local"], 1]], window_size=5,
+        ),
+    ),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        dict(
+            vocab_size=97, max_position_embeddings=32, hidden_size=48, num_hidden_layers=3,
+            num_attention_heads=4, intermediate_size=192, rotary_pct=0.5,
+        ),
+    ),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def torch_gptj():
-    """A function that makes a random transformers.GPTJForCausalLM (std 0.2) from its fields."""
+def torch_model():
+    """A function that makes a random transformers model of a family (std 0.2) from its fields."""
     torch = pytest.importorskip("torch")
     import transformers
 
-    def make(seed: int = 0, **fields):
-        base = dict(
-            vocab_size=97,
-            n_positions=32,
-            n_embd=48,
-            n_layer=3,
-            n_head=4,
-            rotary_dim=6,
-            initializer_range=0.2,
-            bos_token_id=0,
-            eos_token_id=0,
-            attn_pdrop=0.0,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-        )
+    def make(family: str, seed: int = 0, **fields):
+        name, base = _TORCH[family]
+        kind = getattr(transformers, name)
         torch.manual_seed(seed)
-        model = transformers.GPTJForCausalLM(transformers.GPTJConfig(**(base | fields))).eval()
+        fields = dict(initializer_range=0.2, bos_token_id=0, eos_token_id=0) | base | fields
+        model = kind(kind.config_class(**fields)).eval()
         with torch.no_grad():  # biases and norms start at 0 and 1: move them, so that they count
             for _, value in model.named_parameters():
                 if value.ndim == 1:
@@ -59,6 +72,12 @@ def torch_gptj():
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def torch_gptj(torch_model):
+    """A function that makes a random transformers.GPTJForCausalLM (std 0.2) from its fields."""
+    return functools.partial(torch_model, "gptj")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +100,7 @@ def tiny_config():
             bos_token_id=0,
             eos_token_id=0,
         )
-        return ModelConfig(**(base | fields))
+        return ModelConfig.of_family("gptj", **(base | fields))
 
     return make
 

@@ -8,12 +8,14 @@ from tokenizers import models, pre_tokenizers
 
 import gptj_lab
 from gptj_lab.config import ModelConfig
+from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer
 
 
 def make(vocab_size):
-    config = ModelConfig(
+    config = ModelConfig.of_family(
+    "gptj",
         vocab_size=vocab_size, context=8, d_model=16, num_layers=2, num_heads=2, d_rotary=4,
         d_ff=32, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.2,
         bos_token_id=None, eos_token_id=None,
@@ -85,3 +87,41 @@ def test_tokenizer_larger_than_the_embedding():
 def test_unknown_model_name():
     with pytest.raises(FileNotFoundError, match="'gpt-jay' is not the embedded"):
         gptj_lab.load("gpt-jay")
+
+
+@pytest.fixture(scope="module", params=["codegen", "gpt_neox", "gpt_neo", "gpt2"])
+def relative(request, tiny_config, tiny_tokenizer):
+    """A LanguageModel of each family beside GPT-J."""
+    sizes = {
+        name: getattr(tiny_config(), name)
+        for name in ("vocab_size", "context", "d_model", "num_heads", "d_ff", "initializer_range")
+    }
+    more = {
+        "codegen": {"d_rotary": 4},
+        "gpt_neox": {"d_rotary": 4, "parallel": False},
+        "gpt_neo": {"local_windows": (None, 3)},
+        "gpt2": {},
+    }
+    config = ModelConfig.of_family(request.param, num_layers=2, **sizes, **more[request.param])
+    network = Transformer(config, key=jax.random.key(1))
+    return gptj_lab.LanguageModel(config, network, tiny_tokenizer, request.param)
+
+
+def test_every_family_generates_what_its_logits_say(relative):
+    prompt = "the cat sat on"
+    done = relative.generate(prompt, max_new_tokens=6, temperature=0.0)[0]
+    ids = [*relative.tokenizer.encode(prompt), *done.token_ids]
+    best = np.asarray(relative.logits([ids])).argmax(-1)[0]
+    assert len(done.token_ids) == 6
+    assert list(done.token_ids) == best[-7:-1].tolist()
+
+
+def test_every_family_traces_every_site_and_is_saved(relative, tmp_path):
+    trace = relative.trace("the dog", sites=["*"])
+    assert trace.keys() == set(sites.all_of(relative.config))
+    ids = [relative.tokenizer.encode("the dog")]
+    assert (trace["logits"] == relative.logits(ids)[0]).all()
+    relative.save(tmp_path)
+    again = gptj_lab.load(tmp_path)
+    assert again.config == relative.config
+    assert (again.logits(ids) == relative.logits(ids)).all()

@@ -18,8 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # DESIGN.md's direction, leftmost first: a part imports only from rows above its own.
 DIRECTION = (
-    ("names", "config", "tokenizer"),
-    ("model",),
+    ("names", "hugging_face_config"),
+    ("config", "tokenizer"),
+    ("presets", "model"),
     ("mesh", "checkpoints"),
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),

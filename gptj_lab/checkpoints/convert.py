@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gptj_lab.checkpoints import huggingface, mesh_transformer, npz_shards, weights
-from gptj_lab.checkpoints.filling import check, check_dtype, parameter_shapes
+from gptj_lab.checkpoints.filling import check_dtype, checked
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
@@ -55,7 +55,7 @@ def convert(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a folder that is not, or empty it")
     config, tensors = _opened(source)
-    check(parameter_shapes(config), tensors, huggingface.NAMING, str(source))
+    tensors = checked(config, tensors, str(source))
     dtype = dtype or _prevailing(tensors)
     check_dtype(dtype)
     entries = _entries(tensors, dtype)
@@ -129,8 +129,7 @@ def _entries(tensors: Mapping[str, StoredTensor], dtype: str) -> list[Entry]:
 
         return Entry(name, tensor.shape, DTYPES[dtype], make)
 
-    named = [(_full_name(name, tensor), tensor) for name, tensor in tensors.items()]
-    return [entry(name, tensor) for name, tensor in named if name is not None]
+    return [entry(name, tensor) for name, tensor in tensors.items()]
 
 
 def _fingerprint(source: Path) -> list[tuple[str, int, int]]:
@@ -165,7 +164,6 @@ def _write_release(
 ) -> None:
     """Writes the slim form, one npz file in memory at a time."""
     parameters = mesh_transformer.parameters(config)
-    named = {_full_name(name, tensor): tensor for name, tensor in tensors.items()}
     total = config.num_parameters * DTYPES[dtype].itemsize
     with progress(total, "Writing") as advance:
         for piece, run in enumerate(npz_shards.cut(len(parameters) + 1)):
@@ -175,7 +173,7 @@ def _write_release(
                 if not file.exists():
                     step = [np.zeros((), np.int32)] if len(parameters) in run else []
                     parts = [
-                        _part(parameter, named, dtype, shard, shards)
+                        _part(parameter, tensors, dtype, shard, shards)
                         for parameter in parameters[run.start : run.stop]
                     ]
                     npz_shards.write_npz(file, parts + step)  # other forms don't keep the step
@@ -183,24 +181,16 @@ def _write_release(
 
 
 def _part(
-    parameter: mesh_transformer.Parameter, named: Mapping[str | None, StoredTensor], dtype: str,
+    parameter: mesh_transformer.Parameter, tensors: Mapping[str, StoredTensor], dtype: str,
     shard: int, shards: int,
 ) -> np.ndarray:  # fmt: skip
     """What one shard holds of one parameter."""
     leaf = parameter.part
     if not parameter.name or (leaf.join == "sum" and shard):
         return np.zeros(leaf.part(shards), DTYPES[dtype])  # a sum lies whole in the first shard
-    tensor = named[parameter.name]
+    tensor = tensors[parameter.name]
     view = tensor.read()
     view = view.T if parameter.turned else view
     if leaf.join not in ("sum", "replicated"):
         view = view[leaf.slice(shard, shards)]
     return converted(view, dtype, parameter.name, tensor.where)
-
-
-def _full_name(name: str, tensor: StoredTensor) -> str | None:
-    """Hugging Face's full name of a tensor; None for a buffer that is no weight."""
-    pieces = huggingface.NAMING.ours(name, tensor.stand_in())
-    if not pieces:
-        return None
-    return huggingface.NAMING.theirs(pieces[0][0]) if len(pieces) == 1 else name

@@ -3,16 +3,17 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
-from gptj_lab.checkpoints.filling import Naming, ParameterPath, Place, check_dtype, fill
+from gptj_lab.checkpoints import families
+from gptj_lab.checkpoints.filling import Place, check_dtype, fill
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
 from gptj_lab.checkpoints.weights import SAFETENSORS, inside, tensors
@@ -20,61 +21,6 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5_000_000_000
-# Buffers that old files hold beside the weights.
-_IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)$")
-
-_BLOCK = {
-    ("ln", "scale"): "ln_1.weight",
-    ("ln", "bias"): "ln_1.bias",
-    ("attn", "q", "kernel"): "attn.q_proj.weight",
-    ("attn", "k", "kernel"): "attn.k_proj.weight",
-    ("attn", "v", "kernel"): "attn.v_proj.weight",
-    ("attn", "out", "kernel"): "attn.out_proj.weight",
-    ("mlp", "fc_in", "kernel"): "mlp.fc_in.weight",
-    ("mlp", "fc_in", "bias"): "mlp.fc_in.bias",
-    ("mlp", "fc_out", "kernel"): "mlp.fc_out.weight",
-    ("mlp", "fc_out", "bias"): "mlp.fc_out.bias",
-}
-_OUTER = {
-    ("embed",): "transformer.wte.weight",
-    ("final_ln", "scale"): "transformer.ln_f.weight",
-    ("final_ln", "bias"): "transformer.ln_f.bias",
-    ("head", "kernel"): "lm_head.weight",
-    ("head", "bias"): "lm_head.bias",
-}
-
-_OUTER_PATHS = {name: path for path, name in _OUTER.items()}
-_BLOCK_PATHS = {name: path for path, name in _BLOCK.items()}
-
-
-def tensor_name(path: tuple) -> str:
-    """Hugging Face's name of the parameter at `path` in a Transformer."""
-    if path[0] == "blocks":
-        return f"transformer.h.{path[1]}.{_BLOCK[tuple(path[2:])]}"
-    return _OUTER[tuple(path)]
-
-
-def parameters(name: str, values: np.ndarray) -> list[tuple[ParameterPath, np.ndarray]]:
-    """Our parameters in a tensor of that name, as paths with views of the values.
-
-    Raises:
-        KeyError: a GPT-J has no such tensor.
-    """
-    name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-    if _IGNORED.match(name):
-        return []
-    if name in _OUTER_PATHS:
-        path = _OUTER_PATHS[name]
-    else:
-        block = re.fullmatch(r"transformer\.h\.(0|[1-9]\d{0,5})\.(.+)", name)
-        if block is None:
-            raise KeyError(name)
-        path = ("blocks", int(block[1]), *_BLOCK_PATHS[block[2]])
-    # Kernels lie transposed there: torch keeps [out, in]. The embedding does not.
-    return [(path, values.T if path[-1] == "kernel" else values)]
-
-
-NAMING = Naming(ours=parameters, theirs=tensor_name)
 
 
 def read(
@@ -92,7 +38,7 @@ def read(
     directory = Path(directory)
     check_dtype(dtype)
     config = read_config(directory)
-    return config, fill(config, tensors(directory), NAMING, str(directory), dtype, place)
+    return config, fill(config, tensors(directory), str(directory), dtype, place)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -126,23 +72,21 @@ def write(
     Raises:
         OSError: the directory can't be written, or the disk is full.
     """
-    entries = [
-        _entry(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(network))
-    ]
+    ours = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
+    shapes = {path: value.shape for path, value in ours.items()}
+    entries = [_entry(tensor, ours) for tensor in families.tensors(config, shapes).values()]
     with replacing(directory) as aside:
         write_entries(aside, config, entries, str(network.embed.get_value().dtype), max_shard_bytes)
 
 
-def _entry(path: ParameterPath, value) -> Entry:
-    kernel = path[-1] == "kernel"
+def _entry(tensor: families.Tensor, ours: Mapping[families.Path, jax.Array]) -> Entry:
+    values = [ours[path] for path in tensor.paths]
 
     def make() -> np.ndarray:
-        # Of a copy, as an array on an accelerator keeps what it once gave to the host.
-        host = np.asarray(value.copy())
-        return host.T if kernel else host
+        # Of copies, as an array on an accelerator keeps what it once gave to the host.
+        return tensor.join([np.asarray(value.copy()) for value in values])
 
-    shape = value.shape[::-1] if kernel else value.shape
-    return Entry(tensor_name(path), shape, np.dtype(value.dtype), make)
+    return Entry(tensor.name, tensor.shape, np.dtype(values[0].dtype), make)
 
 
 def write_entries(

@@ -6,23 +6,21 @@ runs. The slim form has no opt_state. Kernels are [in, out].
 Source: kingoflolz/mesh-transformer-jax, checkpoint.py and transformer_shard.py.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptj_lab import presets
+from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.filling import Place, check_dtype, fill, parameter_shapes
-from gptj_lab.checkpoints.huggingface import NAMING
 from gptj_lab.checkpoints.npz_shards import Leaf, StepFolder
 from gptj_lab.checkpoints.stored import StoredTensor
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
 CONFIG_NAME = "mesh_transformer.json"  # what we call the configuration in a folder that we write
-GPT_J_6B = ModelConfig(
-    vocab_size=50400, context=2048, d_model=4096, num_layers=28, num_heads=16, d_rotary=64,
-    d_ff=16384, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
-    bos_token_id=50256, eos_token_id=50256,
-)  # fmt: skip
+GPT_J_6B = presets.named("gpt-j-6b")
 _KEYS = ("layers", "d_model", "n_heads", "n_vocab", "norm", "pe", "seq", "cores_per_replica")
 _END_OF_TEXT = 50256  # of GPT-2's tokenizer, with which that code trains
 
@@ -95,7 +93,7 @@ def read(
     check_dtype(dtype)
     directory = Path(directory)
     config, stored = tensors(directory, config)
-    return config, fill(config, stored, NAMING, str(directory), dtype, place)
+    return config, fill(config, stored, str(directory), dtype, place)
 
 
 def tensors(
@@ -144,7 +142,10 @@ def parameters(config: ModelConfig) -> list[Parameter]:
         for module, leaf, name, join in _LAYER
     ]
     rows += [(root + module, leaf, name, join) for module, leaf, name, join in _OUTER]
-    shapes = {NAMING.theirs(path): shape for path, shape in parameter_shapes(config).items()}
+    shapes = {
+        tensor.name: parameter_shapes(config)[tensor.paths[0]]
+        for tensor in families.tensors(config, parameter_shapes(config)).values()
+    }
     shapes[""] = (config.d_model,)
     return [Parameter(*row, shapes[row[2]]) for row in sorted(rows)]
 
@@ -196,12 +197,12 @@ def from_fields(fields: dict[str, Any], where: str) -> ModelConfig:
             raise ValueError(f"{key} in {where} is {fields[key]!r}: a whole number is needed")
     end = _END_OF_TEXT if fields["n_vocab"] > _END_OF_TEXT else None
     try:
-        return ModelConfig(
+        return ModelConfig.of_family(
+            "gptj",
             vocab_size=fields["n_vocab"], context=fields["seq"], d_model=fields["d_model"],
             num_layers=fields["layers"], num_heads=fields["n_heads"],
             d_rotary=fields.get("pe_rotary_dims", fields["d_model"] // fields["n_heads"]),
-            d_ff=4 * fields["d_model"], activation="gelu_new", layer_norm_eps=1e-5,
-            initializer_range=0.02, bos_token_id=end, eos_token_id=end,
+            d_ff=4 * fields["d_model"], bos_token_id=end, eos_token_id=end,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -213,8 +214,14 @@ def to_fields(config: ModelConfig, shards: int) -> dict[str, Any]:
     Raises:
         ValueError: that code has no such network, or can't cut it into so many shards.
     """
-    fixed = {"d_ff": 4 * config.d_model, "activation": "gelu_new", "layer_norm_eps": 1e-5}
-    for name, value in fixed.items():
+    theirs = ModelConfig.of_family(
+        "gptj",
+        vocab_size=config.vocab_size, context=config.context, d_model=config.d_model,
+        num_layers=config.num_layers, num_heads=config.num_heads, d_rotary=config.d_rotary,
+        d_ff=4 * config.d_model, initializer_range=config.initializer_range,
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
+    ) if config.family == "gptj" else GPT_J_6B  # fmt: skip
+    for name, value in dataclasses.asdict(theirs).items():
         if getattr(config, name) != value:
             raise ValueError(
                 f"{name} is {getattr(config, name)}: mesh-transformer-jax has only {value} here"

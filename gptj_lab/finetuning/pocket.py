@@ -318,7 +318,8 @@ def _named(state: Any) -> dict[str, Any]:
 
 def _config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     end = _end(tokenizer)
-    return ModelConfig(
+    return ModelConfig.of_family(
+        "gptj",
         vocab_size=settings["vocab_size"], context=settings["context"],
         d_model=settings["d_model"], num_layers=settings["num_layers"],
         num_heads=settings["num_heads"], d_rotary=settings["d_rotary"],

@@ -1,6 +1,8 @@
-"""Causal self-attention of GPT-J: no biases, scores scaled by 1 / sqrt(d_head)."""
+"""Causal self-attention, over everything before or over a local window."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +17,21 @@ from gptj_lab.model.sites import Site
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    """Attention of the block `layer`; what the config leaves off costs nothing."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, key: jax.Array):
         d, std = config.d_model, config.initializer_range
         q, k, v, out = jax.random.split(key, 4)
-        self.q = Linear(d, d, bias=False, std=std, key=q)
-        self.k = Linear(d, d, bias=False, std=std, key=k)
-        self.v = Linear(d, d, bias=False, std=std, key=v)
-        self.out = Linear(d, d, bias=False, std=std, key=out)
+        self.q = Linear(d, d, bias=config.qkv_bias, std=std, key=q)
+        self.k = Linear(d, d, bias=config.qkv_bias, std=std, key=k)
+        self.v = Linear(d, d, bias=config.qkv_bias, std=std, key=v)
+        self.out = Linear(d, d, bias=config.attn_out_bias, std=std, key=out)
         self.num_heads = config.num_heads
+        self.positions = config.positions
         self.d_rotary = config.d_rotary
+        self.rotary_base = config.rotary_base
+        self.scaled = config.scaled_attention
+        self.window = config.local_window(layer)
 
     def __call__(
         self,
@@ -46,9 +54,9 @@ class Attention(nnx.Module):
         """The heads' results side by side, before the output matrix, and the cache."""
         batch, seq, d_model = x.shape
         heads = (batch, seq, self.num_heads, d_model // self.num_heads)
-        angles = rotary_angles(positions, self.d_rotary)
-        q = site("attn.q", rotate(self.q(x).reshape(heads), angles))
-        k = site("attn.k", rotate(self.k(x).reshape(heads), angles))
+        turn = self._rotation(positions)
+        q = site("attn.q", turn(self.q(x).reshape(heads)))
+        k = site("attn.k", turn(self.k(x).reshape(heads)))
         v = site("attn.v", self.v(x).reshape(heads))
 
         if cache is None:
@@ -59,12 +67,25 @@ class Attention(nnx.Module):
             k, v = cache.keys.astype(x.dtype), cache.values.astype(x.dtype)
             kv_positions = jnp.arange(k.shape[2])[None, :]
         seen = kv_positions[:, None, None, :] <= positions[:, None, :, None]
+        if self.window is not None:
+            oldest = positions[:, None, :, None] - self.window
+            seen = seen & (kv_positions[:, None, None, :] > oldest)
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(seen, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
+        if self.scaled:
+            scores = scores / math.sqrt(q.shape[-1])
+        scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
         scores = site("attn.scores", scores)
         pattern = site("attn.pattern", jax.nn.softmax(scores, axis=-1).astype(x.dtype))
         # Transposed after the product: on the CPU four times as fast as a product that transposes.
         z = site("attn.z", jnp.einsum("bhqk,bhkd->bhqd", pattern, v).swapaxes(1, 2))
         return z.reshape(batch, seq, d_model), cache
+
+    def _rotation(self, positions: Int[Array, "batch seq"]) -> Callable[[jax.Array], jax.Array]:
+        """What turns queries and keys by their positions; nothing where positions are learned."""
+        if self.positions == "learned":
+            return lambda x: x
+        angles = rotary_angles(positions, self.d_rotary, self.rotary_base)
+        interleaved = self.positions == "rotary_interleaved"
+        return functools.partial(rotate, angles=angles, interleaved=interleaved)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from gptj_lab import names
+from gptj_lab.config import ModelConfig
 
 Site = Callable[[str, jax.Array], jax.Array]
 
@@ -50,21 +51,31 @@ def intervene(replacements: Mapping[str, Callable[[jax.Array], jax.Array]]) -> S
     return site
 
 
-def match(patterns: Sequence[str], num_layers: int) -> list[str]:
+def all_of(config: ModelConfig) -> list[str]:
+    """Every site of the network that the config describes, in the order of the computation."""
+    return names.all_sites(
+        config.num_layers,
+        parallel=config.parallel,
+        shared_layer_norm=config.shared_layer_norm,
+        learned_positions=config.positions == "learned",
+    )
+
+
+def match(patterns: Sequence[str], config: ModelConfig) -> list[str]:
     """The sites that the patterns name (`*` stands for anything), in the network's order.
 
     Raises:
         ValueError: a pattern that names no site; the message lists the nearest ones.
     """
-    known = names.all_sites(num_layers)
+    known = all_of(config)
     found: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(known, pattern)
         if not hits:
-            if pattern.endswith("resid_mid"):
+            if pattern.endswith("resid_mid") and config.parallel:
                 raise ValueError(
-                    f"{pattern}: GPT-J's blocks are parallel (attention and MLP both read "
-                    "resid_pre), so there is no resid_mid"
+                    f"{pattern}: {config.family_title}'s blocks are parallel (attention and MLP "
+                    "both read resid_pre), so there is no resid_mid"
                 )
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
             raise ValueError(f"no site is named {pattern!r}: the nearest are {', '.join(near)}")

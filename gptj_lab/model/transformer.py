@@ -1,4 +1,8 @@
-"""The whole network on one page: x + attention(norm(x)) + mlp(norm(x)), over and over."""
+"""The whole network on one page: x + attention(norm(x)) + mlp(norm(x)), over and over.
+
+That is GPT-J. Where the config says so, the MLP reads what attention has written (GPT-2, GPT-Neo),
+has a LayerNorm of its own, positions are learned, or the head is the embedding.
+"""
 
 import functools
 
@@ -16,6 +20,8 @@ from gptj_lab.model.linear import Linear
 
 _ACTIVATION = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -61,18 +67,20 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One parallel block: attention and MLP read the same LayerNorm and write into one sum.
+    """Attention and MLP: in parallel, both on the same residual, or one after the other.
 
     `mesh` is set where the weights are cut over devices (mesh/sharding.py); None on one device.
     """
 
     mesh: jax.sharding.Mesh | None = None
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, layer: int, *, key: jax.Array):
         attention, mlp = jax.random.split(key)
         self.ln = LayerNorm(config)
-        self.attn = Attention(config, key=attention)
+        self.attn = Attention(config, layer, key=attention)
+        self.ln2 = None if config.shared_layer_norm else LayerNorm(config)
         self.mlp = MLP(config, key=mlp)
+        self.parallel = config.parallel
 
     def __call__(
         self,
@@ -83,23 +91,28 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
-        if self.mesh is not None:
-            written, cache = self._write_once(normal, positions, cache, site, self.mesh)
+        if self.mesh is not None and self.parallel:
+            written, cache = self._write_once(x, normal, positions, cache, site, self.mesh)
             return site("resid_post", x + written), cache
         attended, cache = self.attn(normal, positions, cache, site)
         attended = site("attn_out", attended)
+        middle = x if self.parallel else site("resid_mid", x + attended)
+        if self.ln2 is not None:
+            normal = site("ln2", self.ln2(middle))
         computed = site("mlp_out", self.mlp(normal, site))
-        return site("resid_post", x + attended + computed), cache
+        total = x + attended + computed if self.parallel else middle + computed
+        return site("resid_post", total), cache
 
     def _write_once(
         self,
+        x: Float[Array, "batch seq d_model"],
         normal: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         site: sites.Site,
         mesh: jax.sharding.Mesh,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
-        """What attention and MLP write together, and the cache, on a mesh.
+        """What attention and MLP of a parallel block write together, and the cache, on a mesh.
 
         Each device adds up its part of both before the devices add up theirs: one all-reduce a
         block, the point of the parallel block (Wang and Komatsuzaki 2021). Attention's and the
@@ -110,6 +123,8 @@ class Block(nnx.Module):
         attention = self.attn.out.partial_sums(z, mesh)
         attended = self.attn.out.add_bias(attention.sum(0))
         replaced = site("attn_out", attended)
+        if self.ln2 is not None:
+            normal = site("ln2", self.ln2(x))
         mlp = self.mlp.fc_out.partial_sums(self.mlp.hidden(normal, site), mesh)
         computed = self.mlp.fc_out.add_bias(mlp.sum(0))
         replaced_too = site("mlp_out", computed)
@@ -120,16 +135,19 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """GPT-J (Wang and Komatsuzaki 2021): rotary positions, parallel blocks, untied biased head."""
+    """GPT-J (Wang and Komatsuzaki 2021) and its relatives, as the config says."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         embed, head, *blocks = jax.random.split(key, config.num_layers + 2)
         shape = (config.vocab_size, config.d_model)
         std = config.initializer_range
         self.embed = nnx.Param(std * jax.random.normal(embed, shape))
-        self.blocks = nnx.List([Block(config, key=block) for block in blocks])
+        self.position_embed = _position_embed(config, jax.random.fold_in(embed, 1))
+        self.blocks = nnx.List([Block(config, i, key=block) for i, block in enumerate(blocks)])
         self.final_ln = LayerNorm(config)
-        self.head = Linear(config.d_model, config.vocab_size, bias=True, std=std, key=head)
+        d, bias = config.d_model, config.head_bias
+        tied = config.tied_embeddings  # then the embedding is the head
+        self.head = None if tied else Linear(d, config.vocab_size, bias=bias, std=std, key=head)
 
     def __call__(
         self,
@@ -165,6 +183,9 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         x = site("embed", self.embed[...][token_ids].astype(dtype))
+        if self.position_embed is not None:
+            learned = self.position_embed[...][positions].astype(dtype)
+            x = x + site("position_embed", learned)
         layers: list[LayerCache | None] = []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else cache[i]
@@ -177,7 +198,18 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of a residual stream."""
         normal = site("final_ln", self.final_ln(x))
-        return site("logits", self.head(normal).astype(jnp.float32))
+        if self.head is None:
+            logits = normal @ self.embed[...].astype(normal.dtype).T
+        else:
+            logits = self.head(normal)
+        return site("logits", logits.astype(jnp.float32))
+
+
+def _position_embed(config: ModelConfig, key: jax.Array) -> nnx.Param | None:
+    if config.positions != "learned":
+        return None
+    shape = (config.context, config.d_model)
+    return nnx.Param(config.initializer_range * jax.random.normal(key, shape))
 
 
 def _named(site: sites.Site, layer: int, name: str, value: jax.Array) -> jax.Array:

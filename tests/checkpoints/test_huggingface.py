@@ -14,7 +14,8 @@ from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
 from gptj_lab.model.transformer import Transformer
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.of_family(
+    "gptj",
     vocab_size=97,
     context=32,
     d_model=48,

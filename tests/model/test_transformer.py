@@ -1,4 +1,4 @@
-"""The network against transformers' GPT-J on PyTorch, and against itself."""
+"""The network against transformers' GPT-J on PyTorch, and every family's against itself."""
 
 import dataclasses
 
@@ -21,7 +21,8 @@ SHAPES = [
     {"n_head": 1, "rotary_dim": 2, "activation_function": "relu", "n_layer": 1},
     {"activation_function": "silu", "vocab_size": 131},
 ]
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.of_family(
+    "gptj",
     vocab_size=97,
     context=32,
     d_model=48,
@@ -38,7 +39,7 @@ CONFIG = ModelConfig(
 
 
 def ids(batch=2, seq=20, vocab=97, seed=0):
-    return np.random.default_rng(seed).integers(0, vocab, (batch, seq))
+    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, (batch, seq)))
 
 
 def close(ours, theirs, tolerance):
@@ -51,6 +52,30 @@ def network():
     return Transformer(CONFIG, key=jax.random.key(0))
 
 
+def family(name, **fields):
+    base = {field: getattr(CONFIG, field) for field in
+            ("vocab_size", "context", "d_model", "num_layers", "num_heads", "d_ff",
+             "initializer_range")}  # fmt: skip
+    return ModelConfig.of_family(name, **(base | fields))
+
+
+RELATIVES = {
+    "gptj": CONFIG,
+    "codegen": family("codegen", d_rotary=6),
+    "neox": family("gpt_neox", d_rotary=6),
+    "neox, sequential": family("gpt_neox", d_rotary=6, parallel=False),
+    "neo": family("gpt_neo", local_windows=(None, 4)),
+    "gpt2": family("gpt2"),
+}
+
+
+@pytest.fixture(scope="module", params=RELATIVES)
+def relative(request):
+    """A config and a network of each family."""
+    config = RELATIVES[request.param]
+    return config, Transformer(config, key=jax.random.key(0))
+
+
 @pytest.mark.parametrize("fields", SHAPES)
 def test_logits_are_those_of_transformers(fields, torch_gptj, tolerance, tmp_path):
     import torch
@@ -60,38 +85,18 @@ def test_logits_are_those_of_transformers(fields, torch_gptj, tolerance, tmp_pat
     config, ours = huggingface.read(tmp_path)
     tokens = ids(vocab=config.vocab_size)
     with torch.no_grad():
-        expected = model(torch.tensor(tokens)).logits.numpy()
+        expected = model(torch.tensor(np.asarray(tokens))).logits.numpy()
     close(ours(tokens)[0], expected, tolerance["float32"])
     narrow = ours(tokens, dtype=jnp.bfloat16)[0]
     close(narrow, expected, tolerance["bfloat16"])
     assert config.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_gradients_are_those_of_torch(torch_gptj, tmp_path):
-    import torch
-
-    model = torch_gptj(n_layer=2)
-    model.save_pretrained(tmp_path)
-    _, ours = huggingface.read(tmp_path)
-    tokens = ids()
-    model(torch.tensor(tokens), labels=torch.tensor(tokens)).loss.backward()
-    theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
-
-    def loss(network):
-        logprobs = jax.nn.log_softmax(network(tokens)[0][:, :-1])
-        return -jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1).mean()
-
-    for path, leaf in nnx.to_flat_state(nnx.grad(loss)(ours)):
-        gradient = np.asarray(leaf.get_value())
-        gradient = gradient.T if path[-1] == "kernel" else gradient
-        expected = theirs[huggingface.tensor_name(path)]
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-
-
-def test_cached_decoding_is_the_full_forward(network, tolerance):
+def test_cached_decoding_is_the_full_forward(relative, tolerance):
+    config, network = relative
     tokens = jnp.asarray(ids())
     full, _ = network(tokens)
-    cache = empty_cache(CONFIG, 2, 24, jnp.float32)
+    cache = empty_cache(config, 2, 24, jnp.float32)
     first, cache = network(tokens[:, :7], cache=cache)
     close(first, full[:, :7], tolerance["float32"])
     for i in range(7, tokens.shape[1]):
@@ -100,72 +105,104 @@ def test_cached_decoding_is_the_full_forward(network, tolerance):
         close(step[:, 0], full[:, i], tolerance["float32"])
 
 
-def test_padded_batch_is_each_prompt_alone(network, tolerance):
-    """Rows of 5 and 9 tokens padded to 9, then each decodes on at its own position."""
-    long, short = ids(1, 12, seed=1), ids(1, 8, seed=2)
-    alone = [network(jnp.asarray(row))[0] for row in (long, short)]
-    padded = np.zeros((2, 9), int)
-    padded[0], padded[1, :5] = long[0, :9], short[0, :5]
-    cache = empty_cache(CONFIG, 2, 16, jnp.float32)
-    logits, cache = network(jnp.asarray(padded), cache=cache)
-    close(logits[0], alone[0][0, :9], tolerance["float32"])
-    close(logits[1, :5], alone[1][0, :5], tolerance["float32"])
-    for i in range(3):
-        step = jnp.asarray([[long[0, 9 + i]], [short[0, 5 + i]]])
-        positions = jnp.asarray([[9 + i], [5 + i]])
+def test_padded_batch_is_each_prompt_alone(relative, tolerance):
+    """Rows of 4 and 7 tokens padded to 7, then each decodes on at its own position."""
+    config, network = relative
+    lengths, rows = (7, 4), [ids(1, seed=1), ids(1, seed=2)]
+    alone = [network(row)[0][0] for row in rows]
+    padded = np.zeros((2, 7), int)
+    for i, length in enumerate(lengths):
+        padded[i, :length] = rows[i][0, :length]
+    logits, cache = network(jnp.asarray(padded), cache=empty_cache(config, 2, 24, jnp.float32))
+    for i, length in enumerate(lengths):
+        close(logits[i, :length], alone[i][:length], tolerance["float32"])
+    for made in range(3):
+        positions = jnp.asarray([[length + made] for length in lengths])
+        step = jnp.stack([row[0, position] for row, position in zip(rows, positions, strict=True)])
         logits, cache = network(step, positions=positions, cache=cache)
-        close(logits[0, 0], alone[0][0, 9 + i], tolerance["float32"])
-        close(logits[1, 0], alone[1][0, 5 + i], tolerance["float32"])
+        for i, length in enumerate(lengths):
+            close(logits[i, 0], alone[i][length + made], tolerance["float32"])
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("d_rotary", 8),
-        ("activation", "relu"),
-        ("layer_norm_eps", 0.5),
-        ("num_heads", 8),
-    ],
-)
-def test_config_field_changes_the_logits(field, value, network):
-    other = Transformer(dataclasses.replace(CONFIG, **{field: value}), key=jax.random.key(0))
-    assert np.abs(np.asarray(other(ids())[0] - network(ids())[0])).max() > 1e-3
+# For every field: what else a config needs so that it can be changed, and the change.
+LEARNED = {"positions": "learned", "d_rotary": 0, "rotary_base": 0.0}
+TWO_NORMS = {"shared_layer_norm": False}
+FIELDS = {
+    "family": ({}, "codegen"),
+    "vocab_size": ({}, 98),
+    "context": (LEARNED, 33),
+    "d_model": ({}, 52),
+    "num_layers": ({}, 4),
+    "num_heads": ({}, 8),
+    "d_ff": ({}, 84),
+    "positions": ({}, "rotary_half"),
+    "d_rotary": ({}, 8),
+    "rotary_base": ({}, 100.0),
+    "parallel": (TWO_NORMS, False),
+    "shared_layer_norm": ({}, False),
+    "qkv_bias": ({}, True),
+    "attn_out_bias": ({}, True),
+    "head_bias": ({}, False),
+    "tied_embeddings": ({"head_bias": False}, True),
+    "scaled_attention": ({}, False),
+    "local_windows": ({}, (3, None)),
+    "activation": ({}, "relu"),
+    "layer_norm_eps": ({}, 0.5),
+    "initializer_range": ({}, 0.3),
+    "bos_token_id": ({}, 1),
+    "eos_token_id": ({}, 1),
+}
+ONLY_IN_FILES = {"family", "bos_token_id", "eos_token_id"}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("vocab_size", 98),
-        ("d_model", 52),
-        ("num_layers", 4),
-        ("d_ff", 84),
-        ("initializer_range", 0.3),
-    ],
-)
-def test_config_field_changes_the_weights(field, value, network):
-    other = Transformer(dataclasses.replace(CONFIG, **{field: value}), key=jax.random.key(0))
-    old, new = jax.tree.leaves(nnx.state(network)), jax.tree.leaves(nnx.state(other))
-    same = len(old) == len(new) and all(
-        a.shape == b.shape and bool((a == b).all()) for a, b in zip(old, new, strict=True)
-    )
-    assert not same
+def test_every_field_of_the_config_is_tried():
+    assert FIELDS.keys() == {field.name for field in dataclasses.fields(ModelConfig)}
 
 
-def test_capture_changes_nothing_and_sites_are_complete(network):
-    from gptj_lab import names
+@pytest.mark.parametrize("field", FIELDS)
+def test_config_field_matters(field):
+    """It changes the parameters, or else the logits, or (ids, family) the file."""
+    needed, value = FIELDS[field]
+    old = dataclasses.replace(CONFIG, **needed)
+    new = dataclasses.replace(old, **{field: value})
+    if field in ONLY_IN_FILES:
+        assert new.to_hugging_face() != old.to_hugging_face()
+        return
 
-    wanted = names.all_sites(CONFIG.num_layers)
+    def made(config):
+        return Transformer(config, key=jax.random.key(0))
+
+    def parameters(config):
+        return nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: made(config))))
+
+    def shapes(config):
+        return {path: leaf.get_value().shape for path, leaf in parameters(config)}
+
+    for config in (old, new):
+        sizes = [leaf.get_value().size for _, leaf in parameters(config)]
+        assert config.num_parameters == sum(sizes)
+    if shapes(old) == shapes(new):
+        assert np.abs(np.asarray(made(old)(ids())[0] - made(new)(ids())[0])).max() > 1e-3
+
+
+def test_capture_changes_nothing_and_sites_are_complete(relative):
+    config, network = relative
+    wanted = sites.all_of(config)
     collector = sites.Collector(wanted)
     logits, _ = network(ids(), site=collector)
     assert (logits == network(ids())[0]).all()
     assert list(collector.values) == wanted
-    pattern = collector.values["blocks.1.attn.pattern"]
-    assert pattern.shape == (2, 4, 20, 20)
-    np.testing.assert_allclose(pattern.sum(-1), 1, rtol=1e-5)
-    assert float(jnp.triu(pattern, 1).max()) == 0.0
+    windows = [config.local_window(layer) for layer in range(config.num_layers)]
+    for layer, window in enumerate(windows):
+        pattern = collector.values[f"blocks.{layer}.attn.pattern"]
+        assert pattern.shape == (2, 4, 20, 20)
+        np.testing.assert_allclose(pattern.sum(-1), 1, rtol=1e-5)
+        assert float(jnp.triu(pattern, 1).max()) == 0.0
+        assert float(jnp.tril(pattern, -(window or 20)).max()) == 0.0
 
 
-def test_unused_sites_leave_the_program_as_it_is(network):
+def test_unused_sites_leave_the_program_as_it_is(relative):
+    _, network = relative
     graph, state = nnx.split(network)
     tokens = jnp.asarray(ids())
 
@@ -191,11 +228,22 @@ def test_intervention_replaces_a_value(network):
 
 
 def test_site_patterns():
-    assert sites.match(["blocks.*.attn.pattern"], 2) == [
+    two = dataclasses.replace(CONFIG, num_layers=2)
+    assert sites.match(["blocks.*.attn.pattern"], two) == [
         "blocks.0.attn.pattern",
         "blocks.1.attn.pattern",
     ]
-    with pytest.raises(ValueError, match="parallel"):
-        sites.match(["blocks.0.resid_mid"], 2)
+    with pytest.raises(ValueError, match="GPT-J's blocks are parallel"):
+        sites.match(["blocks.0.resid_mid"], two)
+    with pytest.raises(ValueError, match="GPT-NeoX's blocks are parallel"):
+        sites.match(["blocks.*.resid_mid"], RELATIVES["neox"])
+    assert sites.match(
+        ["*.resid_mid", "*.ln2", "position_embed"], family("gpt2", num_layers=1)
+    ) == [
+        "position_embed",
+        "blocks.0.resid_mid",
+        "blocks.0.ln2",
+    ]
+    assert sites.match(["*.ln2"], RELATIVES["neox"])[0] == "blocks.0.ln2"
     with pytest.raises(ValueError, match=r"nearest are .*blocks\.1\.attn\.pattern"):
-        sites.match(["blocks.1.attn.patern"], 2)
+        sites.match(["blocks.1.attn.patern"], two)
