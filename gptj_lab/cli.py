@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a prompt, streaming")
     generate.add_argument("prompt", help="the text to continue, or - to read it from stdin")
     generate.add_argument("--model", default="pocket", help="pocket, a directory, or a hub name")
-    generate.add_argument("--weights", default="float32", help="float32, bfloat16 or float16")
+    generate.add_argument("--weights", help="float32, bfloat16, float16 or int8 (float32)")
     generate.add_argument("--revision", help="branch, tag or commit on the hub")
     for name, (kind, what) in _SETTINGS.items():
         generate.add_argument(f"--{name}", type=kind, help=what, default=argparse.SUPPRESS)

@@ -139,6 +139,8 @@ _FAMILIES = {
 }
 TITLES = {model_type: family.title for model_type, family in _FAMILIES.items()}
 
+# How config.json says that the matrices are int8, each with its `_scale` beside it.
+INT8 = {"quant_method": "gptj_lab_int8", "bits": 8, "symmetric": True, "per": "output channel"}
 # Fields that change the computation unless they hold a value given here.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (False, None),  # where a family's table doesn't honour it
@@ -149,7 +151,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True, None),
     "scale_attn_by_inverse_layer_idx": (False, None),
     "pruned_heads": ({}, None),
-    "quantization_config": (None,),
+    "quantization_config": (None, INT8),
     "rope_scaling": (None,),
     "rope_parameters": (None,),
     "chunk_size_feed_forward": (0, None),

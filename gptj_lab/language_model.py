@@ -72,13 +72,18 @@ class LanguageModel:
     def __repr__(self) -> str:
         return (
             f"LanguageModel({self.name!r}, {self.config.num_parameters:,} parameters, "
-            f"{self.config.num_layers} layers, d_model {self.config.d_model}, {self.dtype})"
+            f"{self.config.num_layers} layers, d_model {self.config.d_model}, {self.weights})"
         )
 
     @property
     def dtype(self) -> str:
-        """The dtype of the weights and of the activations."""
+        """The dtype of the activations, and of the weights that are not int8."""
         return str(self.network.embed.get_value().dtype)
+
+    @property
+    def weights(self) -> str:
+        """The dtype of the matrices: "int8", or that of everything."""
+        return str(self.network.blocks[0].attn.q.weight.get_value().dtype)
 
     def logits(
         self, token_ids: Sequence[Sequence[int]] | Array | np.ndarray
@@ -197,7 +202,7 @@ class LanguageModel:
 
 def load(
     name: str | Path = "pocket",
-    weights: str = "float32",
+    weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     *,
     revision: str | None = None,
@@ -210,7 +215,9 @@ def load(
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
-        weights: dtype of weights and activations: "float32", "bfloat16" or "float16".
+        weights: dtype of weights and activations: "float32", "bfloat16" or "float16"; or "int8",
+            which quantises the matrices while they are read (a quarter of float32's memory). By
+            default float32, or int8 where the weights lie so.
         mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
         revision: branch, tag or commit on the hub; its main branch by default.
         config: the shape of an original release that has no configuration json by it; by default
@@ -230,6 +237,9 @@ def load(
     else:
         config, stored = huggingface.read_config(directory), tensors(directory)
         tokenizer = Tokenizer.from_directory(directory)
+    if weights is None:
+        quantised = any(tensor.dtype == np.int8 for tensor in stored.values())
+        weights = "int8" if quantised else "float32"
     place = None if mesh is None else sharding.placing(config, mesh)
     network = fill(config, stored, str(directory), weights, place)
     return LanguageModel(config, network, tokenizer, str(name), mesh)

@@ -21,7 +21,7 @@ class _Family(NamedTuple):
     blocks: str  # where block i lies: blocks.i.
     modules: dict[str, str]  # our module, to theirs
     fused: str | None = None  # the module of q, k and v in one
-    conv1d: bool = False  # kernels lie as ours do, [in, out], instead of [out, in]
+    conv1d: bool = False  # matrices lie as [in, out], instead of [out, in] as ours do
     head: str = "lm_head"
     ignored: str = r"attn\.(bias|masked_bias)"  # buffers beside the weights, in a block
 
@@ -107,7 +107,7 @@ class Tensor:
         name: in the file, with its prefix.
         paths: our parameters in it, in the file's order.
         shape: in the file.
-        conv1d: a matrix lies as [in, out], as ours do; else kernels are transposed.
+        conv1d: a matrix lies as [in, out]; ours lie as [out, in].
         shards: how often the file's outputs go round over `paths`.
     """
 
@@ -124,24 +124,21 @@ class Tensor:
 
     def take(self, index: int, array: np.ndarray) -> np.ndarray:
         """The parameter at paths[index], in our layout: a view of the file's array if it can be."""
-        kernel = self.paths[index][-1] == "kernel"
-        rows = array.T if kernel and self.conv1d else array  # [out, in], or a vector
+        rows = array.T if self.conv1d and array.ndim == 2 else array
         if len(self.paths) > 1:
             rest = rows.shape[1:]
             rows = rows.reshape(self.shards, len(self.paths), -1, *rest)[:, index]
             rows = rows.reshape(-1, *rest)
-        return rows.T if kernel else rows
+        return rows
 
     def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The file's array, of our parameters in the order of `paths`."""
-        kernel = self.paths[0][-1] == "kernel"
-        rows = [array.T if kernel else array for array in arrays]
-        whole = rows[0]
-        if len(rows) > 1:
+        whole = arrays[0]
+        if len(arrays) > 1:
             rest = whole.shape[1:]
-            parts = [part.reshape(self.shards, -1, *rest) for part in rows]
+            parts = [part.reshape(self.shards, -1, *rest) for part in arrays]
             whole = np.stack(parts, axis=1).reshape(-1, *rest)
-        return np.ascontiguousarray(whole.T if kernel and self.conv1d else whole)
+        return np.ascontiguousarray(whole.T if self.conv1d and whole.ndim == 2 else whole)
 
 
 def tensors(config: ModelConfig, shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -170,13 +167,13 @@ def tensors(config: ModelConfig, shapes: Mapping[Path, tuple[int, ...]]) -> dict
         name = _name(config, path)
         if name in found:  # k and v came with q
             continue
-        kernel, paths = path[-1] == "kernel", (path,)
+        paths = (path,)
         fused = family.fused is not None and path[2:3] == ("attn",) and path[3] in "qkv"
         if fused:
             paths = tuple((*path[:3], letter, *path[4:]) for letter in order)
-            shape = (*shape[:-1], 3 * shape[-1])
+            shape = (3 * shape[0], *shape[1:])
         conv1d = family.conv1d and path[0] == "blocks"
-        lies = shape[::-1] if kernel and not conv1d else shape
+        lies = shape[::-1] if conv1d else shape
         found[name] = Tensor(name, paths, lies, conv1d, shards if fused else 1)
     return found
 
@@ -192,7 +189,7 @@ def _name(config: ModelConfig, path: Path) -> str:
     if path[0] == "blocks":
         where = f"{family.blocks}.{path[1]}."
         inner = inner[2:]
-    if inner[-1] in ("kernel", "scale", "bias"):
+    if inner[-1] in ("weight", "scale", "bias"):
         inner = inner[:-1]
     module = ".".join(inner)
     if family.fused and module in ("attn.q", "attn.k", "attn.v"):
@@ -212,7 +209,7 @@ def full_name(config: ModelConfig, name: str) -> str | None:
     """
     family = _FAMILIES[config.family]
     if name in ("lm_head.weight", f"{family.head}.weight"):
-        return _name(config, ("embed",) if config.tied_embeddings else ("head", "kernel"))
+        return _name(config, ("embed",) if config.tied_embeddings else ("head", "weight"))
     if not name.startswith((family.prefix, f"{family.head}.")):
         name = family.prefix + name
     block = rf"{re.escape(family.prefix)}{family.blocks}\.\d+\."

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,11 +10,15 @@ from flax import nnx
 
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.progress import progress
-from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
+from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, aligned, converted
 from gptj_lab.config import ModelConfig
+from gptj_lab.model import int8
 from gptj_lab.model.transformer import Transformer
 
-Place = Callable[[families.Path, np.ndarray], jax.Array]
+# From a parameter's path and its values (contiguous, finite, its own to keep) to what the network
+# shall hold.
+Place = Callable[[families.Path, np.ndarray], Any]
+SCALE = "_scale"  # ends the name of the scales of an int8 tensor
 
 
 def fill(
@@ -29,35 +34,71 @@ def fill(
         config: the shape that the tensors must have.
         stored: by the names that Hugging Face gives them.
         where: the checkpoint, for messages.
-        dtype: "float32", "bfloat16" or "float16".
-        place: takes a parameter's path and its values in `dtype` (contiguous, finite, its own to
-            keep) to what the network shall hold: onto a mesh, or quantised. By default onto
-            JAX's default device; on the CPU that copies nothing.
+        dtype: "float32", "bfloat16" or "float16"; or "int8": the matrices of the blocks and the
+            head are quantised (one already so is taken as it is), everything else is float32 on
+            the CPU and bfloat16 elsewhere.
+        place: puts an array onto its device or devices. By default onto JAX's default device; on
+            the CPU that copies nothing.
 
     Raises:
-        ValueError: a tensor that is missing, too much, of another shape, not of floating point,
-            or NaN or infinite; the message names it. All but the last is found before any is read.
+        ValueError: a tensor that is missing, too much, of another shape, of another dtype, or NaN
+            or infinite; the message names it. All but the last is found before any is read.
     """
     check_dtype(dtype)
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
     flat = nnx.to_flat_state(state)
     wanted = families.tensors(config, {path: leaf.get_value().shape for path, leaf in flat})
     tensors = checked(config, stored, where)
-    found: dict[families.Path, jax.Array] = {}
+    put = place or (lambda path, values: jax.device_put(values))
+    found: dict[families.Path, Any] = {}
     with progress(sum(tensor.nbytes for tensor in tensors.values()), "Loading") as advance:
         for name, tensor in tensors.items():
-            for path, view in wanted[name].split(tensor.read()):
-                values = converted(view, dtype, name, tensor.where)
-                found[path] = place(path, values) if place else jax.device_put(values)
-                del view, values
+            if name.endswith(SCALE):
+                continue
+            scales = tensors.get(name + SCALE)
+            parts = [None] * len(wanted[name].paths)
+            if scales is not None:
+                values = converted(scales.read(), "float32", name + SCALE, scales.where)
+                parts = [part for _, part in wanted[name].split(values)]
+            for (path, view), scale in zip(wanted[name].split(tensor.read()), parts, strict=True):
+                found[path] = _held(path, view, scale, dtype, put, name, tensor.where)
+                del view
             advance(tensor.nbytes)
     return nnx.merge(graph, nnx.from_flat_state([(p, leaf.replace(found[p])) for p, leaf in flat]))
 
 
+def _held(
+    path: families.Path,
+    view: np.ndarray,
+    scale: np.ndarray | None,
+    dtype: str,
+    put: Place,
+    name: str,
+    where: str,
+) -> Any:
+    """What the network holds of one parameter: an array, or an Int8Weight."""
+    if scale is not None and dtype != "int8":
+        view = int8.dequantize(view, scale)
+    if dtype != "int8":
+        return put(path, converted(view, dtype, name, where))
+    if path[-1] != "weight":
+        return put(path, converted(view, activations_of_int8(), name, where))
+    if scale is None:
+        view, scale = int8.quantize(converted(view, "float32", name, where))
+    values = aligned(view.shape, np.dtype(np.int8))
+    values[...] = view
+    return int8.Int8Weight(put(path, values), put((*path[:-1], "scale"), scale))
+
+
+def activations_of_int8() -> str:
+    """The dtype in which a network with int8 weights computes: the fast one of the device."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def check_dtype(dtype: str) -> None:
     """Raises ValueError for a dtype that weights can't have."""
-    if dtype not in DTYPES:
-        raise ValueError(f"weights is {dtype!r}: one of {', '.join(DTYPES)} is needed")
+    if dtype not in (*DTYPES, "int8"):
+        raise ValueError(f"weights is {dtype!r}: one of {', '.join(DTYPES)} or int8 is needed")
 
 
 def checked(
@@ -74,7 +115,11 @@ def checked(
     wanted = families.tensors(config, parameter_shapes(config))
     found: dict[str, StoredTensor] = {}
     called: dict[str, str] = {}  # by its full name, what the file calls a tensor
+    scales: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in stored:
+            scales[name] = tensor
+            continue
         known = families.full_name(config, name)
         if known is None:
             continue
@@ -102,6 +147,17 @@ def checked(
             f"{where} lacks {', '.join(missing[:3])}{more}: its config wants "
             f"{len(wanted)} tensors, {len(found)} were found"
         )
+    for known, name in called.items():
+        scale = scales.get(name + SCALE)
+        outputs = found[known].shape[-1 if wanted[known].conv1d else 0]
+        if (found[known].dtype == np.int8) != (scale is not None):
+            raise ValueError(f"{name} in {where}: an int8 tensor and {name}{SCALE} go together")
+        if scale is not None and scale.shape != (outputs,):
+            raise ValueError(
+                f"{name}{SCALE} in {where} has shape {scale.shape}: {(outputs,)} is needed"
+            )
+        if scale is not None:
+            found[known + SCALE] = scale
     return found
 
 

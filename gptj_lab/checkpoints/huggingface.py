@@ -5,19 +5,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from gptj_lab.checkpoints import families
-from gptj_lab.checkpoints.filling import Place, check_dtype, fill
+from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
 from gptj_lab.checkpoints.weights import SAFETENSORS, inside, tensors
 from gptj_lab.config import ModelConfig
+from gptj_lab.hugging_face_config import INT8
+from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -74,19 +77,34 @@ def write(
     """
     ours = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
     shapes = {path: value.shape for path, value in ours.items()}
-    entries = [_entry(tensor, ours) for tensor in families.tensors(config, shapes).values()]
+    entries = [
+        entry
+        for tensor in families.tensors(config, shapes).values()
+        for entry in _entries(tensor, [ours[path] for path in tensor.paths])
+    ]
     with replacing(directory) as aside:
         write_entries(aside, config, entries, str(network.embed.get_value().dtype), max_shard_bytes)
 
 
-def _entry(tensor: families.Tensor, ours: Mapping[families.Path, jax.Array]) -> Entry:
-    values = [ours[path] for path in tensor.paths]
+def _entries(tensor: families.Tensor, values: Sequence[Any]) -> list[Entry]:
+    """What is written of one tensor: itself, and beside int8 its scales."""
+    if not isinstance(values[0], Int8Weight):
+        return [_entry(tensor.name, tensor.shape, tensor, values)]
+    scales = [value.scale for value in values]
+    return [
+        _entry(tensor.name, tensor.shape, tensor, [value.values for value in values]),
+        _entry(tensor.name + SCALE, (sum(len(scale) for scale in scales),), tensor, scales),
+    ]
 
+
+def _entry(
+    name: str, shape: tuple[int, ...], tensor: families.Tensor, values: Sequence[jax.Array]
+) -> Entry:
     def make() -> np.ndarray:
         # Of copies, as an array on an accelerator keeps what it once gave to the host.
         return tensor.join([np.asarray(value.copy()) for value in values])
 
-    return Entry(tensor.name, tensor.shape, np.dtype(values[0].dtype), make)
+    return Entry(name, shape, np.dtype(values[0].dtype), make)
 
 
 def write_entries(
@@ -99,6 +117,7 @@ def write_entries(
     Raises:
         OSError: the folder can't be written, or the disk is full.
     """
+    entries = list(entries)
     shards: list[list[Entry]] = [[]]
     for entry in entries:
         size = sum(other.nbytes for other in shards[-1])
@@ -123,6 +142,8 @@ def write_entries(
         }
         (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2))
     fields = config.to_hugging_face() | {"dtype": dtype}
+    if any(entry.dtype == np.int8 for entry in entries):
+        fields["quantization_config"] = INT8
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 

@@ -147,7 +147,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
         for tensor in families.tensors(config, parameter_shapes(config)).values()
     }
     shapes[""] = (config.d_model,)
-    return [Parameter(*row, shapes[row[2]]) for row in sorted(rows)]
+    found = [Parameter(*row, shapes[row[2]]) for row in sorted(rows)]
+    return [row._replace(shape=row.shape[::-1]) if row.turned else row for row in found]
 
 
 def find_config(directory: Path) -> tuple[ModelConfig, int] | None:

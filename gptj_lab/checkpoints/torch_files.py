@@ -67,7 +67,7 @@ class _Archive(NamedTuple):
             )
         raw = map_bytes(self.file, _data_offset(self.file, info), np.dtype(np.uint8), (size,))
         if storage.key not in self.intact:
-            if zlib.crc32(memoryview(raw)) != info.CRC:
+            if zlib.crc32(raw.data) != info.CRC:
                 raise ValueError(
                     f"{self.file} was changed on its way: the checksum of {info.filename} "
                     "doesn't fit. Copy it again"

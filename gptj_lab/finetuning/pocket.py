@@ -237,7 +237,7 @@ def _optimiser() -> optax.GradientTransformation:
     def matrices(params: Any) -> Any:
         def kind(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
             inside = "blocks" in jax.tree_util.keystr(path) and leaf.ndim == 2
-            return contrib.MuonDimensionNumbers() if inside else None
+            return contrib.MuonDimensionNumbers(1, 0) if inside else None  # [d_out, d_in]
 
         return jax.tree_util.tree_map_with_path(kind, params)
 

@@ -20,7 +20,7 @@ class WeightPlacement:
     """Where one weight lies.
 
     Attributes:
-        name: its path, such as "blocks.3.attn.q.kernel".
+        name: its path, such as "blocks.3.attn.q.weight".
         axes: for each dimension the mesh axis that it is cut over, or None.
         slices: for each device's id, (start, stop) in each dimension.
         bytes_per_device: of one device's slice.

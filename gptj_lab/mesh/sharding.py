@@ -12,11 +12,13 @@ from jaxtyping import Array, Int
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh.distributed import gather
+from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA, MODEL
 
-# Columns where a product begins, rows where it ends: between the two nothing is exchanged
-# (Shoeybi et al. 2019). The vocabulary is cut too. What every device needs whole is not cut.
+# Matrices lie as [d_out, d_in]. Rows where a product begins, columns where it ends: between the
+# two nothing is exchanged (Shoeybi et al. 2019). The vocabulary is cut too. What every device needs
+# whole is not cut.
 _COLUMNS = PartitionSpec(None, MODEL)
 _ROWS = PartitionSpec(MODEL, None)
 _ENTRIES = PartitionSpec(MODEL)
@@ -25,21 +27,26 @@ _TABLE = (
     (r"embed", _ROWS),
     (r"position_embed|positions", _WHOLE),
     (r"blocks\.\d+\.(ln|ln2)\.(scale|bias)", _WHOLE),
-    (r"blocks\.\d+\.attn\.(q|k|v)\.kernel", _COLUMNS),
-    (r"blocks\.\d+\.attn\.(q|k|v)\.bias", _ENTRIES),
-    (r"blocks\.\d+\.attn\.out\.kernel", _ROWS),
-    (r"blocks\.\d+\.attn\.out\.bias", _WHOLE),
-    (r"blocks\.\d+\.mlp\.fc_in\.kernel", _COLUMNS),
-    (r"blocks\.\d+\.mlp\.fc_in\.bias", _ENTRIES),
-    (r"blocks\.\d+\.mlp\.fc_out\.kernel", _ROWS),
-    (r"blocks\.\d+\.mlp\.fc_out\.bias", _WHOLE),
+    (r"blocks\.\d+\.attn\.(q|k|v)\.weight", _ROWS),
+    (r"blocks\.\d+\.attn\.(q|k|v)\.(bias|scale)", _ENTRIES),
+    (r"blocks\.\d+\.attn\.out\.weight", _COLUMNS),
+    (r"blocks\.\d+\.attn\.out\.(bias|scale)", _WHOLE),
+    (r"blocks\.\d+\.mlp\.fc_in\.weight", _ROWS),
+    (r"blocks\.\d+\.mlp\.fc_in\.(bias|scale)", _ENTRIES),
+    (r"blocks\.\d+\.mlp\.fc_out\.weight", _COLUMNS),
+    (r"blocks\.\d+\.mlp\.fc_out\.(bias|scale)", _WHOLE),
     (r"final_ln\.(scale|bias)", _WHOLE),
-    (r"head\.kernel", _COLUMNS),
-    (r"head\.bias", _ENTRIES),
+    (r"head\.weight", _ROWS),
+    (r"head\.(bias|scale)", _ENTRIES),
 )
 # A vocabulary that `model` doesn't divide (GPT-2's 50,257 = 29 x 1,733) stays whole, and these
 # are cut along d_model: as few bytes a device; the logits cost one all-reduce.
-_ODD_VOCABULARY = {"embed": _COLUMNS, "head.kernel": _ROWS, "head.bias": _WHOLE}
+_ODD_VOCABULARY = {
+    "embed": _COLUMNS,
+    "head.weight": _COLUMNS,
+    "head.bias": _WHOLE,
+    "head.scale": _WHOLE,
+}
 
 
 def make_mesh(
@@ -104,7 +111,7 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
 
 
 def parameter_spec(path: Sequence[Any] | str, config: ModelConfig, mesh: Mesh) -> PartitionSpec:
-    """The axes that the parameter at `path` ("blocks.3.attn.q.kernel", or its parts) is cut over.
+    """The axes that the parameter at `path` ("blocks.3.attn.q.weight", or its parts) is cut over.
 
     Raises:
         ValueError: the table has no row for it; the message names it.
@@ -136,8 +143,9 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
     """
     check(config, mesh)
     graph, state = nnx.split(network)
+    onto = placing(config, mesh)
     placed = [
-        (path, leaf.replace(put(leaf.get_value(), parameter_sharding(path, config, mesh))))
+        (path, leaf.replace(_placed(path, leaf.get_value(), onto)))
         for path, leaf in nnx.to_flat_state(state)
     ]
     network = nnx.merge(graph, nnx.from_flat_state(placed))
@@ -146,7 +154,13 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
     return network
 
 
-def placing(config: ModelConfig, mesh: Mesh) -> Callable[[Sequence[Any], np.ndarray], jax.Array]:
+def _placed(path: Sequence[Any], value: Any, onto: Callable[[Sequence[Any], Any], Any]) -> Any:
+    if isinstance(value, Int8Weight):
+        return Int8Weight(onto(path, value.values), onto((*path[:-1], "scale"), value.scale))
+    return onto(path, value)
+
+
+def placing(config: ModelConfig, mesh: Mesh) -> Callable[[Sequence[Any], Any], jax.Array]:
     """A function that puts the parameter at a path onto the mesh, for loading one by one.
 
     Raises:

@@ -13,7 +13,8 @@ from gptj_lab.model.transformer import Transformer
 
 @pytest.fixture(scope="session")
 def small_config():
-    return ModelConfig(
+    return ModelConfig.of_family(
+        "gptj",
         vocab_size=104, context=32, d_model=16, num_layers=11, num_heads=4, d_rotary=2, d_ff=64,
         activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
         bos_token_id=None, eos_token_id=None,

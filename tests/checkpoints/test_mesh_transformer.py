@@ -44,7 +44,7 @@ def write_release(folder, network, shards, dtype="float32", full=False, seed=0):
             "b": summed(bias),
         },
         f"{ROOT}projection_shard/~/linear": {
-            "w": along(network.head.kernel.get_value(), 1),
+            "w": along(network.head.weight.get_value().T, 1),
             "b": along(network.head.bias.get_value(), 0),
         },
         f"{ROOT}projection_shard/~/replicated_layer_norm": {
@@ -54,17 +54,17 @@ def write_release(folder, network, shards, dtype="float32", full=False, seed=0):
     }
     for i, block in enumerate(network.blocks):
         here = f"{ROOT}layer_{i}/~/"
-        for name, kernel, axis in (
+        for name, linear, axis in (
             ("linear", block.attn.q, 1), ("linear_1", block.attn.v, 1),
             ("linear_2", block.attn.k, 1), ("linear_3", block.attn.out, 0),
         ):  # fmt: skip
-            params[here + name] = {"w": along(kernel.kernel.get_value(), axis)}
+            params[here + name] = {"w": along(linear.weight.get_value().T, axis)}
         params[here + "linear_4"] = {
-            "w": along(block.mlp.fc_in.kernel.get_value(), 1),
+            "w": along(block.mlp.fc_in.weight.get_value().T, 1),
             "b": along(block.mlp.fc_in.bias.get_value(), 0),
         }
         params[here + "linear_5"] = {
-            "w": along(block.mlp.fc_out.kernel.get_value(), 0),
+            "w": along(block.mlp.fc_out.weight.get_value().T, 0),
             "b": summed(block.mlp.fc_out.bias.get_value()),
         }
         params[here + "replicated_layer_norm"] = {
@@ -136,8 +136,8 @@ def test_narrow_releases(tmp_path, small_network, dtype):
     _, network = mesh_transformer.read(tmp_path / "step_5", dtype)
     assert str(network.embed.get_value().dtype) == dtype
     close(network, small_network, 0.1)  # parts of sums reach 12, where bfloat16 has 1/16
-    exact = network.blocks[10].attn.v.kernel.get_value()
-    assert (exact == small_network.blocks[10].attn.v.kernel.get_value().astype(dtype)).all()
+    exact = network.blocks[10].attn.v.weight.get_value()
+    assert (exact == small_network.blocks[10].attn.v.weight.get_value().astype(dtype)).all()
 
 
 def test_the_published_shape_has_the_published_leaves():
@@ -158,7 +158,8 @@ def test_load_takes_a_release_with_gpt2s_tokenizer(tmp_path, small_network, rand
     write_json(tmp_path, 2)
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         gptj_lab.load(tmp_path / "step_5")  # 104 rows are not GPT-2's
-    config = ModelConfig(
+    config = ModelConfig.of_family(
+        "gptj",
         vocab_size=50400, context=32, d_model=4, num_layers=11, num_heads=2, d_rotary=2, d_ff=16,
         activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
         bos_token_id=50256, eos_token_id=50256,

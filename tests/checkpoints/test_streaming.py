@@ -38,15 +38,15 @@ def test_place_puts_parameters_onto_a_mesh(small_directory, small_network, same)
     mesh = jax.make_mesh((8,), ("model",))
 
     def place(path, values):
-        axes = (None, "model") if path[-1] == "kernel" and path[0] == "blocks" else ()
+        axes = (None, "model") if path[-1] == "weight" and path[0] == "blocks" else ()
         return jax.device_put(
             values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
         )
 
     _, network = huggingface.read(small_directory, place=place)
-    kernel = network.blocks[3].attn.q.kernel.get_value()
-    assert len(kernel.sharding.device_set) == 8
-    assert kernel.addressable_shards[0].data.shape == (16, 2)
+    weight = network.blocks[3].attn.q.weight.get_value()
+    assert len(weight.sharding.device_set) == 8
+    assert weight.addressable_shards[0].data.shape == (16, 2)
     assert same(network, small_network)
 
 

@@ -56,7 +56,7 @@ def test_a_vocabulary_that_does_not_divide_costs_no_memory(on_mesh, tolerance):
     assert logits.shape == (5, 11, vocab_size)
     close(logits, on_mesh(vocab_size=vocab_size).logits(IDS), tolerance["float32"])
     assert odd.network.embed.sharding.spec == P(None, "model")
-    for weight in (odd.network.embed, odd.network.head.kernel):
+    for weight in (odd.network.embed, odd.network.head.weight):
         assert 4 * weight.addressable_shards[0].data.nbytes == weight.nbytes
 
 
@@ -231,7 +231,8 @@ def test_every_weight_of_the_real_gpt_j_has_its_place():
     """The published shape on 8 devices: nothing that counts is held twice along `model`."""
     from gptj_lab.model.transformer import Transformer
 
-    config = ModelConfig(
+    config = ModelConfig.of_family(
+        "gptj",
         vocab_size=50400, context=2048, d_model=4096, num_layers=28, num_heads=16, d_rotary=64,
         d_ff=16384, activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
         bos_token_id=50256, eos_token_id=50256,
@@ -255,7 +256,7 @@ def test_every_weight_of_the_real_gpt_j_has_its_place():
         ("blocks.0.mlp.fc_out.bias", P()),
         ("blocks.3.ln2.scale", P()),
         ("position_embed", P()),
-        (("blocks", 3, "mlp", "fc_in", "kernel"), P(None, "model")),
+        (("blocks", 3, "mlp", "fc_in", "weight"), P("model", None)),
     ],
 )
 def test_the_table_knows_the_whole_family(name, spec, on_mesh, tiny_config):

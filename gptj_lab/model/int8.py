@@ -1,0 +1,95 @@
+"""int8 weights: symmetric, one scale for each output channel, and their product."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int8
+
+_TILE = 128  # rows converted at a time on the CPU
+_CHUNK = 1024  # rows quantised at a time, so that no second copy of a weight exists
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8Weight:
+    """A matrix as int8, `values * scale[:, None]`.
+
+    Attributes:
+        values: whole numbers from -127 to 127.
+        scale: of each output channel, the largest of its weights divided by 127; float32.
+    """
+
+    values: Int8[Array, "d_out d_in"]
+    scale: Float[Array, "d_out"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[d_out, d_in]."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int8."""
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and scales."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+def quantize(
+    weight: Float[np.ndarray, "d_out d_in"],
+) -> tuple[Int8[np.ndarray, "d_out d_in"], Float[np.ndarray, "d_out"]]:
+    """A matrix rounded to int8, and the scale of each row (absmax; Dettmers et al. 2022)."""
+    values = np.empty(weight.shape, np.int8)
+    scale = np.empty(weight.shape[0], np.float32)
+    for start in range(0, len(weight), _CHUNK):
+        rows = weight[start : start + _CHUNK].astype(np.float32)
+        most = np.abs(rows).max(axis=1) / np.float32(127)
+        scale[start : start + _CHUNK] = np.where(most > 0, most, 1)
+        values[start : start + _CHUNK] = np.rint(rows / scale[start : start + _CHUNK, None])
+    return values, scale
+
+
+def dequantize(
+    values: Int8[np.ndarray, "d_out d_in"], scale: Float[np.ndarray, "d_out"]
+) -> Float[np.ndarray, "d_out d_in"]:
+    """The float32 matrix that int8 values and scales stand for."""
+    return values.astype(np.float32) * scale[:, None]
+
+
+def product(x: Float[Array, "*batch d_in"], weight: Int8Weight) -> Float[Array, "*batch d_out"]:
+    """`x @ weight.T` in the dtype of `x`.
+
+    On the CPU the weight is converted in tiles just before their dot: XLA would otherwise write
+    the whole float matrix to memory first. Elsewhere XLA fuses the conversion into the product.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    out = jax.lax.platform_dependent(flat, weight.values, cpu=_by_tiles, default=_whole)
+    scaled = out * weight.scale[None].astype(out.dtype)
+    return scaled.reshape(*x.shape[:-1], scaled.shape[-1]).astype(x.dtype)
+
+
+def _whole(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
+    return jnp.einsum("ri,oi->ro", x, values.astype(x.dtype))
+
+
+def _by_tiles(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
+    """Two tiles a step: XLA:CPU converts each on one thread, and runs both at once."""
+    d_out, d_in = values.shape
+    steps = d_out // (2 * _TILE)
+    whole = steps * 2 * _TILE
+
+    def step(pair: jax.Array) -> jax.Array:
+        one, two = (jnp.einsum("oi,ri->or", tile.astype(x.dtype), x) for tile in pair)
+        return jnp.concatenate([one, two])
+
+    tiles = values[:whole].reshape(steps, 2, _TILE, d_in)
+    out = jax.lax.map(step, tiles).reshape(whole, -1).T if steps else None
+    if whole == d_out:
+        return out  # type: ignore[return-value]
+    rest = _whole(x, values[whole:])
+    return rest if out is None else jnp.concatenate([out, rest], axis=1)

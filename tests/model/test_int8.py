@@ -1,0 +1,114 @@
+"""int8 weights: what they round, that they compute, and that they lie on disk and on a mesh."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gptj_lab
+from gptj_lab.checkpoints import huggingface
+from gptj_lab.model import int8
+from gptj_lab.model.int8 import Int8Weight
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_each_row_is_rounded_to_the_nearest_of_its_own_steps():
+    weight = random(3000, 8)
+    weight[7] = 0
+    values, scale = int8.quantize(weight)
+    assert values.dtype == np.int8 and abs(values).max() == 127 and (values[7] == 0).all()
+    error = np.abs(int8.dequantize(values, scale) - weight)
+    assert (error <= scale[:, None] / 2 + 1e-7).all()
+
+
+@pytest.mark.parametrize("d_out", [24, 256, 512, 650])  # below a tile, whole tiles, and a rest
+@pytest.mark.parametrize("rows", [(1, 1), (2, 5)])
+def test_the_product_is_that_of_the_dequantised_matrix(d_out, rows, tolerance):
+    values, scale = int8.quantize(random(d_out, 48))
+    x = jnp.asarray(random(*rows, 48, seed=1))
+    weight = Int8Weight(jnp.asarray(values), jnp.asarray(scale))
+    out = jax.jit(int8.product)(x, weight)
+    expected = np.asarray(x) @ int8.dequantize(values, scale).T
+    assert out.shape == (*rows, d_out)
+    np.testing.assert_allclose(out, expected, atol=tolerance["float32"] * abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny_directory):
+    return gptj_lab.load(tiny_directory, weights="int8")
+
+
+def test_it_computes_what_the_rounded_weights_do(tiny_directory, quantised, tolerance):
+    whole = gptj_lab.load(tiny_directory)
+    ids = jnp.asarray([[1, 2, 3, 4]])
+    exact = whole.logits(ids)
+    assert quantised.weights == "int8" and quantised.dtype == "float32"
+    assert isinstance(quantised.network.head.weight.get_value(), Int8Weight)
+    for ours, theirs in zip(whole.network.blocks, quantised.network.blocks, strict=True):
+        for part, name in (("attn", "q"), ("attn", "k"), ("attn", "v"), ("attn", "out"),
+                           ("mlp", "fc_in"), ("mlp", "fc_out")):  # fmt: skip
+            weight = getattr(getattr(theirs, part), name).weight.get_value()
+            rounded = int8.dequantize(np.asarray(weight.values), np.asarray(weight.scale))
+            getattr(getattr(ours, part), name).weight.set_value(jnp.asarray(rounded))
+    head = quantised.network.head.weight.get_value()
+    rounded = int8.dequantize(np.asarray(head.values), np.asarray(head.scale))
+    whole.network.head.weight.set_value(jnp.asarray(rounded))
+    expected, found = whole.logits(ids), quantised.logits(ids)
+    most = float(abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=tolerance["float32"] * most)
+    assert 0 < float(abs(found - exact).max()) < 0.1 * most
+    assert quantised.generate("the cat", max_new_tokens=4)[0].token_ids
+
+
+def test_saved_and_loaded_are_the_same_bits(quantised, tmp_path):
+    quantised.save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["bits"] == 8
+    again = gptj_lab.load(tmp_path)
+    assert again.weights == "int8"
+    ids = jnp.asarray([[1, 2, 3]])
+    assert (again.logits(ids) == quantised.logits(ids)).all()
+    wide = gptj_lab.load(tmp_path, weights="float32")
+    assert wide.weights == "float32"
+    np.testing.assert_allclose(wide.logits(ids), quantised.logits(ids), rtol=1e-3, atol=1e-3)
+
+
+def test_scales_that_are_missing_or_misshaped_are_named(quantised, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    quantised.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    name = "transformer.h.0.attn.q_proj.weight"
+    save_file({n: t for n, t in whole.items() if n != f"{name}_scale"}, file)
+    with pytest.raises(ValueError, match=f"{name}.*go together"):
+        gptj_lab.load(tmp_path)
+    save_file(whole | {f"{name}_scale": whole[f"{name}_scale"][:3]}, file)
+    with pytest.raises(ValueError, match=r"_scale in .* has shape \(3,\)"):
+        gptj_lab.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "codegen"])  # fused tensors
+def test_fused_tensors_keep_their_scales(family, torch_model, tmp_path):
+    torch_model(family).save_pretrained(tmp_path / "wide")
+    config, network = huggingface.read(tmp_path / "wide", "int8")
+    huggingface.write(tmp_path / "int8", config, network)
+    _, again = huggingface.read(tmp_path / "int8", "int8")
+    for one, two in zip(jax.tree.leaves(network), jax.tree.leaves(again), strict=True):
+        assert one.dtype == two.dtype and (one == two).all()
+
+
+def test_a_mesh_of_eight_gives_the_same(tiny_directory, quantised, tolerance):
+    spread = gptj_lab.load(tiny_directory, weights="int8", mesh=gptj_lab.mesh(data=2, model=4))
+    ids = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])
+    expected = quantised.logits(ids)
+    np.testing.assert_allclose(
+        spread.logits(ids), expected, atol=tolerance["float32"] * float(abs(expected).max())
+    )
+    weight = spread.network.blocks[0].mlp.fc_in.weight.get_value()
+    assert weight.values.addressable_shards[0].data.shape[0] == weight.shape[0] // 4
+    assert weight.scale.addressable_shards[0].data.shape[0] == weight.shape[0] // 4
