@@ -17,7 +17,7 @@ from gptj_lab.checkpoints.weights import inside
 PIECES = 16  # npz files a shard
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, NotImplementedError,
-    RuntimeError, SyntaxError, MemoryError,
+    RuntimeError, SyntaxError, MemoryError, KeyError, OverflowError,
 )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _headers(file: Path) -> list[_Place]:
                 if math.prod(shape) * dtype.itemsize != rest:
                     raise ValueError(f"arr_{i} claims the shape {shape}, {rest} bytes are there")
                 places.append(_Place(file, f"arr_{i}", shape, dtype))
-    except (*_BROKEN, KeyError) as error:
+    except (*_BROKEN, OSError) as error:  # OSError: a place in the file that can't be
         raise ValueError(f"{file} is truncated or no npz file ({error}): copy it again") from None
     return places
 
@@ -184,7 +184,7 @@ def _values(place: _Place) -> np.ndarray:
     try:
         with np.load(place.file, allow_pickle=False) as opened:
             values = opened[place.member]
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
         raise ValueError(f"{place.file} is damaged ({error}): copy it again") from None
     return values.view(place.dtype)
 

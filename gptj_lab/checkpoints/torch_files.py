@@ -18,6 +18,11 @@ from gptj_lab.checkpoints.pickles import MAX_BYTES, Interpreter, Refused
 from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, map_bytes
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch before 1.6
+# All that zipfile raises for damage; OSError, as it seeks to wherever the file says.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError,
+    ValueError, OverflowError, OSError,
+)  # fmt: skip
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
@@ -100,7 +105,7 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
             if info.file_size > MAX_BYTES:
                 raise zipfile.BadZipFile(f"its data.pkl claims {info.file_size:,} bytes")
             pickle = opened.read(info)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except _BROKEN as error:
         raise ValueError(
             f"{file} is truncated or no torch weight file ({error}): copy it again"
         ) from None
@@ -206,12 +211,13 @@ def _stored(archive: _Archive, name: str, tensor: _Tensor) -> StoredTensor:
 def _data_offset(file: Path, info: zipfile.ZipInfo) -> int:
     """Where an entry's bytes begin: behind its own header, which the directory doesn't tell."""
     with open(file, "rb") as opened:
-        opened.seek(info.header_offset)
+        size = opened.seek(0, 2)
+        opened.seek(min(max(info.header_offset, 0), size))
         header = opened.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise ValueError(f"{file} has no entry where {info.filename} should be: copy it again")
         name, extra = struct.unpack("<HH", header[26:30])
         offset = info.header_offset + 30 + name + extra
-        if offset + info.file_size > opened.seek(0, 2):
+        if offset + info.file_size > size:
             raise ValueError(f"{file} ends within {info.filename}: copy it again")
     return offset

@@ -1,19 +1,23 @@
 """Tensors are read one at a time, cast on the way, and placed by whoever wants to."""
 
+import importlib.util
 import io
 import json
 import shutil
 import sys
 import types
 import weakref
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
+from flax.traverse_util import unflatten_dict
 
 from gptj_lab.checkpoints import huggingface, progress
+from gptj_lab.checkpoints.convert import convert
 from gptj_lab.checkpoints.safetensors_files import Entry, read_safetensors, write_safetensors
 from gptj_lab.checkpoints.stored import converted
 from gptj_lab.checkpoints.weights import FORMS, choose, tensors
@@ -220,3 +224,46 @@ def test_an_index_that_is_none_is_refused(small_directory, tmp_path):
         (copy / "model.safetensors.index.json").write_text(text)
         with pytest.raises((ValueError, FileNotFoundError), match="weight_map|that is no model"):
             huggingface.read(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["safetensors", "bin", "msgpack", "mesh-transformer"])
+def test_peak_memory_is_what_stays_and_one_tensor(tmp_path, form):
+    """The promise of streamed loading, measured in a process of its own at 257 MB of weights."""
+    source = Path(__file__).parents[2] / "benchmarks" / "load.py"
+    spec = importlib.util.spec_from_file_location("load_benchmark", source)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    made, folder = tmp_path / "made", tmp_path / "folder"
+    config = benchmark.make(made, d_model=1024, layers=2, heads=8, vocab=50400, dtype="bfloat16")
+    if form == "mesh-transformer":
+        convert(made, folder, form)
+    else:
+        folder.mkdir()
+        for file in made.glob("*.json"):
+            shutil.copy(file, folder)
+        write_form(folder, form, tensors(made))
+    for weights in ("bfloat16", "float32"):
+        measured = benchmark.measure(folder, weights)
+        assert measured["weights"] == config.num_parameters * (4 if weights == "float32" else 2)
+        assert measured["peak"] <= benchmark.bound(measured, weights), measured
+
+
+def write_form(folder, form, found):
+    if form == "safetensors":
+        entries = [Entry(n, t.shape, t.dtype, t.read) for n, t in found.items()]
+        write_safetensors(folder / "model.safetensors", entries)
+    elif form == "bin":
+        torch = pytest.importorskip("torch")
+        values = {n: torch.tensor(np.asarray(t.read(), np.float32)) for n, t in found.items()}
+        torch.save(values, folder / "pytorch_model.bin")
+    else:
+        last = {"ln_1": "scale", "ln_f": "scale", "wte": "embedding"}
+        flat = {}
+        for name, tensor in found.items():
+            *parts, end = name.split(".")
+            end = last.get(parts[-1], "kernel") if end == "weight" else end
+            value = np.asarray(tensor.read())
+            flat[(*parts, end)] = value.T if end == "kernel" else value
+        data = serialization.to_bytes(unflatten_dict(flat))
+        (folder / "flax_model.msgpack").write_bytes(data)
