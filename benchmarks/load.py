@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gptj_lab import ModelConfig
-from gptj_lab.checkpoints import huggingface
+from gptj_lab.checkpoints import families, huggingface
 from gptj_lab.checkpoints.filling import parameter_shapes
 from gptj_lab.checkpoints.safetensors_files import Entry
 from gptj_lab.checkpoints.stored import DTYPES
@@ -55,28 +55,29 @@ def make(
     max_shard_bytes: int = huggingface.MAX_SHARD_BYTES,
 ) -> ModelConfig:  # fmt: skip
     """Writes a GPT-J with random weights (std 0.02; norms about 1) and GPT-2's tokenizer."""
-    config = ModelConfig(
+    config = ModelConfig.of_family(
+        "gptj",
         vocab_size=vocab, context=2048, d_model=d_model, num_layers=layers, num_heads=heads,
-        d_rotary=min(64, d_model // heads), d_ff=4 * d_model, activation="gelu_new",
-        layer_norm_eps=1e-5, initializer_range=0.02, bos_token_id=50256, eos_token_id=50256,
+        d_rotary=min(64, d_model // heads), d_ff=4 * d_model,
+        bos_token_id=50256, eos_token_id=50256,
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    entries = [_random(path, shape, dtype) for path, shape in parameter_shapes(config).items()]
+    tensors = families.tensors(config, parameter_shapes(config)).values()
+    entries = [_random(tensor, dtype) for tensor in tensors]
     huggingface.write_entries(directory, config, entries, dtype, max_shard_bytes)
     Tokenizer.gpt2().save(directory)
     return config
 
 
-def _random(path: tuple, shape: tuple[int, ...], dtype: str) -> Entry:
-    name = huggingface.tensor_name(path)
-    shape = shape[::-1] if path[-1] == "kernel" else shape
+def _random(tensor: families.Tensor, dtype: str) -> Entry:
+    name, shape = tensor.name, tensor.shape
 
     def values() -> np.ndarray:
         random = np.random.default_rng(zlib.crc32(name.encode()))
         out = np.empty(shape, DTYPES[dtype])
         for row in np.array_split(out, max(1, math.prod(shape) // 10_000_000)):
             row[...] = random.standard_normal(row.shape, np.float32) * np.float32(0.02)
-            if path[-1] == "scale":
+            if tensor.paths[0][-1] == "scale":
                 row += DTYPES[dtype].type(1)
         return out
 

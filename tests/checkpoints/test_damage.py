@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 
 from gptj_lab.checkpoints import huggingface, mesh_transformer
 from gptj_lab.checkpoints.convert import convert
-from gptj_lab.checkpoints.filling import check, parameter_shapes
+from gptj_lab.checkpoints.filling import checked
 from gptj_lab.checkpoints.stored import converted
 from gptj_lab.checkpoints.weights import tensors
 from gptj_lab.config import ModelConfig
@@ -25,7 +25,8 @@ CASES = 150  # of each form
 
 @pytest.fixture(scope="module")
 def config():
-    return ModelConfig(
+    return ModelConfig.of_family(
+        "gptj",
         vocab_size=8, context=8, d_model=4, num_layers=1, num_heads=2, d_rotary=2, d_ff=16,
         activation="gelu_new", layer_norm_eps=1e-5, initializer_range=0.02,
         bos_token_id=None, eos_token_id=None,
@@ -68,7 +69,7 @@ def read(folder, config):
         _, found = mesh_transformer.tensors(folder)
     else:
         found = tensors(folder)
-    check(parameter_shapes(config), found, huggingface.NAMING, str(folder))
+    found = checked(config, found, str(folder))
     return {name: converted(t.read(), "float32", name, t.where) for name, t in found.items()}
 
 

@@ -1,5 +1,6 @@
 """Tensors are read one at a time, cast on the way, and placed by whoever wants to."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -110,15 +111,19 @@ def test_the_wrong_shape_is_found_before_anything_is_read(small_directory, tmp_p
         huggingface.read(tmp_path, place=lambda path, values: pytest.fail("it was read"))
 
 
-def test_a_tensor_under_two_names_is_refused(small_directory, tmp_path):
+def test_a_tensor_under_two_names_is_refused_where_they_differ(small_directory, tmp_path):
     found = tensors(small_directory)
-    twice = found | {"wte.weight": found["transformer.wte.weight"]}
+    embed = found["transformer.wte.weight"]
+    other = dataclasses.replace(embed, read=lambda: embed.read() + 1)
+    twice = found | {"wte.weight": other}
     write_safetensors(
         tmp_path / "model.safetensors",
         [Entry(n, t.shape, t.dtype, t.read) for n, t in twice.items()],
     )
     shutil.copy(small_directory / "config.json", tmp_path)
-    with pytest.raises(ValueError, match="wte.weight twice"):
+    with pytest.raises(
+        ValueError, match="transformer.wte.weight and wte.weight with different values"
+    ):
         huggingface.read(tmp_path)
 
 
