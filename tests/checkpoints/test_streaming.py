@@ -122,7 +122,7 @@ def test_a_tensor_under_two_names_is_refused_where_they_differ(small_directory, 
     )
     shutil.copy(small_directory / "config.json", tmp_path)
     with pytest.raises(
-        ValueError, match="transformer.wte.weight and wte.weight with different values"
+        ValueError, match="and wte.weight with different values"
     ):
         huggingface.read(tmp_path)
 
