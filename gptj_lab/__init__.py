@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from gptj_lab.config import ModelConfig
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
+    from gptj_lab.mesh.planner import Plan, plan
 
-__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "widgets"]
+__all__ = ["Completion", "LanguageModel", "ModelConfig", "Plan", "load", "plan", "widgets"]
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, and nothing touches a device.
@@ -18,7 +19,9 @@ _HOME = {
     "Completion": "gptj_lab.generation.decoding",
     "LanguageModel": "gptj_lab.language_model",
     "ModelConfig": "gptj_lab.config",
+    "Plan": "gptj_lab.mesh.planner",
     "load": "gptj_lab.language_model",
+    "plan": "gptj_lab.mesh.planner",
 }
 
 
