@@ -20,6 +20,7 @@ class Hardware:
         peak_flops: bfloat16 operations a second of one device (float16 on a T4), or None.
         bandwidth: bytes a second that one device reads from its memory, or None if not known.
         topology: the slice as the TPU compiler names it, or None.
+        half: the 16-bit format that it computes in.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Hardware:
     peak_flops: float | None
     bandwidth: float | None
     topology: str | None
+    half: str = "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,10 @@ _CHIPS = {
 }  # fmt: skip
 # 15,360 MiB as nvidia-smi tells; peak (tensor cores, float16) and bandwidth: NVIDIA's T4 data
 # sheet. It has no bfloat16 in hardware.
-_T4 = dict(chip="NVIDIA T4", memory=15 * _GIB, peak_flops=65e12, bandwidth=320e9, topology=None)
+_T4 = Hardware(
+    name="colab-t4", chip="NVIDIA T4", devices=1, memory=15 * _GIB, peak_flops=65e12,
+    bandwidth=320e9, topology=None, half="float16",
+)  # fmt: skip
 _ALIASES = {
     "colab-v5e-1": "v5e-1", "colab-v6e-1": "v6e-1", "kaggle-v5e-8": "v5e-8", "kaggle-v3-8": "v3-8",
     "v4": "v4-8", "v5p": "v5p-8",
@@ -94,8 +99,8 @@ def find(name: str) -> Hardware:
         raise TypeError(f"hardware is a {type(name).__name__}: a name like 'colab-v5e-1' is needed")
     if name == "laptop":
         return _laptop()
-    if name == "colab-t4":
-        return Hardware(name=name, devices=1, **_T4)
+    if name == _T4.name:
+        return _T4
     found = re.fullmatch(r"(v\d[ep]?)-(\d{1,4})", _ALIASES.get(name, name))
     chip = _CHIPS.get(found[1]) if found else None
     if found is None or chip is None:

@@ -147,7 +147,8 @@ def plan(
         job: "generate" (reads a prompt of the whole context, then token by token), "lora"
             (adapters on q and v), "finetune" or "pretrain" (AdamW on every weight).
         weights: "float32", "bfloat16", "float16" or, not for training every weight, "int8". By
-            default bfloat16, and float32 for pretraining.
+            default the machine's 16-bit format (float16 on a T4, else bfloat16), and float32 for
+            pretraining.
         batch: sequences in a step on all devices together; by default one for each data replica.
         context: tokens of a sequence; by default the model's own.
         data, model: devices along the mesh's axes `data` and `model`; by default up to 8
@@ -187,11 +188,11 @@ def on_paper(
     """As `plan`, without advice."""
     machine = machines.find(hardware)
     _one_of("job", job, JOBS)
-    weights = weights if weights is not None else "float32" if job == "pretrain" else "bfloat16"
+    weights = weights if weights is not None else "float32" if job == "pretrain" else machine.half
     _one_of("weights", weights, tuple(WEIGHTS))
     if weights == "int8" and job in ("finetune", "pretrain"):
         raise ValueError(
-            f"weights is 'int8' and job {job!r}: int8 weights can't be trained, "
+            f"weights is 'int8', job {job!r}: int8 weights can't be trained: "
             "use job='lora', or bfloat16"
         )
     data, width = _mesh(config, machine, data, model)

@@ -32,11 +32,11 @@ def _changes(failed: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     if setting.job != "generate" and not setting.remat:
         yield "recompute blocks (remat=True)", {"remat": True}
     if setting.weights == "float32":
-        yield "bfloat16 weights", {"weights": "bfloat16"}
+        yield f"{failed.hardware.half} weights", {"weights": failed.hardware.half}
     if setting.job in ("generate", "lora") and setting.weights != "int8":
         yield "int8 weights", {"weights": "int8"}
     if setting.job in ("finetune", "pretrain"):
-        yield "LoRA instead of training every weight", {"job": "lora", "weights": "bfloat16"}
+        yield "LoRA instead of training every weight", {"job": "lora", "weights": failed.hardware.half}
         yield "LoRA on int8 weights", {"job": "lora", "weights": "int8"}
     for batch in _halved(setting.batch, setting.data):
         yield f"a smaller batch of {batch}", {"batch": batch}

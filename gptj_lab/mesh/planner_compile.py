@@ -60,8 +60,7 @@ def compile_plan(plan: Plan, *, seconds: float = 1800) -> list[Compiled]:
     """What the TPU compiler says of each program of a plan's job; takes a minute or several.
 
     Raises:
-        ValueError: the hardware is no TPU slice that the compiler knows, or the weights are
-            float16.
+        ValueError: the hardware is no TPU slice that the compiler knows.
         OSError: libtpu is not installed, or the compiler failed or took longer than `seconds`.
     """
     if plan.hardware.topology is None:
@@ -139,7 +138,8 @@ def _main() -> None:
     fields = question["setting"]
     setting = Setting(**(fields | {"config": ModelConfig(**fields["config"])}))
     answers = _answers(question["topology"], setting)
-    print(json.dumps([dataclasses.asdict(answer) for answer in answers]))
+    print(json.dumps([dataclasses.asdict(answer) for answer in answers]), flush=True)
+    os._exit(0)  # libtpu's threads were seen to keep a finished process for minutes
 
 
 if __name__ == "__main__":

@@ -102,12 +102,39 @@ def cache_bytes(setting: Setting) -> int:
 
 
 def _prefill_workspace(setting: Setting) -> int:
-    return 0
+    """While a prompt is read, in the attention or the MLP of one block; a decode step needs less."""
+    scores, wide, narrow = _block_arrays(setting)
+    size = WEIGHTS[setting.activation_dtype]
+    # Scores, masked, exponential and its normal form in float32, then the pattern; what fc_in
+    # gives before and after its activation; residual, norm, attention's output and the MLP's.
+    return scores * (4 * 4 + size) + wide * size + 4 * narrow * size
 
 
 def _kept(setting: Setting) -> int:
-    return 0
+    """What the forward pass leaves for the backward pass, bfloat16."""
+    scores, wide, narrow = _block_arrays(setting)
+    residual = 2 * narrow
+    if setting.remat:
+        return setting.config.num_layers * residual
+    # As well: norm, q, k, v, z in shares; scores in float32 and the pattern; both sides of GELU.
+    shares = 2 * (narrow + 4 * narrow // setting.model)
+    inside = shares + scores * (4 + 2) + 2 * 2 * wide
+    return setting.config.num_layers * (residual + inside)
 
 
 def _training_workspace(setting: Setting) -> int:
-    return 0
+    """The backward pass of one block, and one piece of the loss."""
+    config = setting.config
+    scores, wide, narrow = _block_arrays(setting)
+    rows = setting.batch // setting.data
+    logits = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
+    # Recomputed scores, exponential and pattern, and the gradients of the three, in float32.
+    return scores * 6 * 4 + 4 * 2 * wide + 8 * 2 * narrow + 3 * 4 * logits
+
+
+def _block_arrays(setting: Setting) -> tuple[int, int, int]:
+    """Elements on one device of a block's scores, of its d_ff and of its d_model activations."""
+    config, rows = setting.config, setting.batch // setting.data
+    scores = rows * config.num_heads * setting.context**2 // setting.model
+    wide = rows * setting.context * config.d_ff // setting.model
+    return scores, wide, rows * setting.context * config.d_model
