@@ -36,7 +36,10 @@ def _changes(failed: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     if setting.job in ("generate", "lora") and setting.weights != "int8":
         yield "int8 weights", {"weights": "int8"}
     if setting.job in ("finetune", "pretrain"):
-        yield "LoRA instead of training every weight", {"job": "lora", "weights": failed.hardware.half}
+        yield (
+            "LoRA instead of training every weight",
+            {"job": "lora", "weights": failed.hardware.half},
+        )
         yield "LoRA on int8 weights", {"job": "lora", "weights": "int8"}
     for batch in _halved(setting.batch, setting.data):
         yield f"a smaller batch of {batch}", {"batch": batch}

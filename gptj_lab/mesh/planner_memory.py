@@ -106,8 +106,12 @@ def _prefill_workspace(setting: Setting) -> int:
     scores, wide, narrow = _block_arrays(setting)
     size = WEIGHTS[setting.activation_dtype]
     # Scores, masked, exponential and its normal form in float32, then the pattern; what fc_in
-    # gives before and after its activation; residual, norm, attention's output and the MLP's.
-    return scores * (4 * 4 + size) + wide * size + 4 * narrow * size
+    # gives; residual, norm, attention's output and the MLP's.
+    block = scores * (4 * 4 + size) + wide * size + 4 * narrow * size
+    # Measured, not derived: cut over `model`, the compiler keeps about one and a half arrays of
+    # the residual's size for every block until the end (libtpu 0.0.42; v2 and v5e, 8 devices).
+    kept = setting.config.num_layers * narrow * size * 3 // 2 if setting.model > 1 else 0
+    return block + kept
 
 
 def _kept(setting: Setting) -> int:
@@ -123,13 +127,18 @@ def _kept(setting: Setting) -> int:
 
 
 def _training_workspace(setting: Setting) -> int:
-    """The backward pass of one block, and one piece of the loss."""
+    """Copies of weights, and the backward pass of one block or the loss, whichever is more."""
     config = setting.config
     scores, wide, narrow = _block_arrays(setting)
     rows = setting.batch // setting.data
-    logits = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
-    # Recomputed scores, exponential and pattern, and the gradients of the three, in float32.
-    return scores * 6 * 4 + 4 * 2 * wide + 8 * 2 * narrow + 3 * 4 * logits
+    # The stacked kernels of q, k and v lie in memory a second time, in the layout that the scan's
+    # products want: so says the compiler's list of buffers (libtpu 0.0.42).
+    kernels = 3 * config.num_layers * config.d_model**2 * WEIGHTS[setting.weights] // setting.model
+    # The softmax's output and its gradient in float32, one of them in bfloat16 too; both sides of
+    # GELU; residual, norm and what attention read.
+    block = scores * (2 * 4 + 2) + 2 * 2 * wide + 3 * 2 * narrow
+    piece = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
+    return kernels + max(block, 3 * 4 * piece)
 
 
 def _block_arrays(setting: Setting) -> tuple[int, int, int]:

@@ -135,7 +135,10 @@ def training_program(
 
 
 def _loss(
-    network: Transformer, ids: Int[Array, "batch seq"], targets: Int[Array, "batch seq"], remat: bool
+    network: Transformer,
+    ids: Int[Array, "batch seq"],
+    targets: Int[Array, "batch seq"],
+    remat: bool,
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats; bfloat16 activations, logits of a chunk of the tokens a time."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -231,6 +234,4 @@ def placement(name: str) -> PartitionSpec:
 
 
 def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes))
-    )
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import types
 
 import pytest
 
@@ -53,9 +54,10 @@ def test_cache_is_what_a_cache_holds(tiny_config):
     assert plan.bytes["cache"] == cache_bytes(empty_cache(config, 3, 17, "float32"))
 
 
-def test_weights_are_those_of_a_model(tiny_model):
-    plan = gptj_lab.plan(tiny_model, weights="float32")
-    assert plan.bytes["weights"] == 4 * tiny_model.config.num_parameters
+def test_a_loaded_model_is_planned_by_its_config(tiny_config):
+    model = types.SimpleNamespace(config=tiny_config(), name="tiny")
+    plan = gptj_lab.plan(model, weights="float32")
+    assert plan.bytes["weights"] == 4 * model.config.num_parameters
     assert plan.name == "tiny"
 
 
@@ -159,7 +161,7 @@ def test_unknown_models_are_sentences(tmp_path):
 def test_every_name_is_a_machine():
     for name in hardware.NAMES:
         machine = hardware.find(name)
-        assert machine.name in (name, hardware.find(name).name) and machine.memory > 2**30, name
+        assert machine.name == name and machine.memory > 2**30 and machine.devices >= 1, name
     assert [hardware.find(name).devices for name in ("v3-8", "v4-8", "v5p", "v3-256")] == [
         8, 4, 4, 256,
     ]  # fmt: skip
@@ -207,18 +209,24 @@ def test_refusals_tell_their_bytes(message, bytes_):
     assert planner_compile.bytes_wanted(message) == bytes_
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-@pytest.mark.parametrize("job", ["generate", "lora", "finetune"])
+@pytest.mark.parametrize(
+    ("job", "weights"),
+    [
+        ("lora", "int8"),
+        pytest.param("lora", "float32", marks=pytest.mark.slow),
+        pytest.param("generate", "int8", marks=pytest.mark.slow),
+        pytest.param("generate", "float32", marks=pytest.mark.slow),
+        pytest.param("finetune", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_the_programs_run_on_eight_devices(tiny_config, job, weights):
     """What the compiler is asked about is a program that computes: a finite loss, finite logits."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    if (job, weights) == ("finetune", "int8"):
-        pytest.skip("int8 weights can't be trained")
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    shape = (tiny_config(), mesh, weights, 2, 16)
+    shape = (tiny_config(num_layers=1), mesh, weights, 2, 8)
     rank = 2 if job == "lora" else None
     if job == "generate":
         steps = planner_programs.generate_programs(*shape)
