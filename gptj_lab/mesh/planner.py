@@ -142,7 +142,8 @@ def plan(
     """Whether a job fits on a machine, what it needs by kind, and what to change if it doesn't.
 
     Args:
-        config_or_name: a ModelConfig, a LanguageModel, "gpt-j-6b", "pocket", or a Hugging Face directory.
+        config_or_name: a ModelConfig, a LanguageModel, "gpt-j-6b", "pocket", or a Hugging
+            Face directory.
         hardware: a name, such as "colab-v5e-1", "kaggle-v3-8", "v3-256" or "laptop".
         job: "generate" (reads a prompt of the whole context, then token by token), "lora"
             (adapters on q and v), "finetune" or "pretrain" (AdamW on every weight).

@@ -11,7 +11,7 @@ _MOST = 4  # sentences
 
 
 def advise(failed: Plan) -> tuple[Advice, ...]:
-    """Changes that make a plan fit: single ones, else pairs, else a sentence that none was found."""
+    """Changes that make a plan fit: single ones, else pairs, else that none was found."""
     singles = list(_changes(failed))
     found: dict[tuple[str, ...], Advice] = {}  # the first that fits of every kind of change
     for size in (1, 2):

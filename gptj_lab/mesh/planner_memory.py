@@ -59,7 +59,7 @@ def needed(setting: Setting) -> dict[str, int]:
         setting.config, setting.weights, setting.rank if setting.job == "lora" else None,
         setting.model,
     )  # fmt: skip
-    kinds = dict.fromkeys(KINDS, 0)
+    kinds: dict[str, int] = {kind: 0 for kind in KINDS}
     if setting.job == "generate":
         kinds["weights"] = frozen + trained
         kinds["cache"] = cache_bytes(setting)
@@ -102,7 +102,7 @@ def cache_bytes(setting: Setting) -> int:
 
 
 def _prefill_workspace(setting: Setting) -> int:
-    """While a prompt is read, in the attention or the MLP of one block; a decode step needs less."""
+    """While a block reads the prompt; a decode step needs less."""
     scores, wide, narrow = _block_arrays(setting)
     size = WEIGHTS[setting.activation_dtype]
     # Scores, masked, exponential and its normal form in float32, then the pattern; what fc_in

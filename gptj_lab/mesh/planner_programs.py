@@ -178,8 +178,8 @@ def abstract_network(config: ModelConfig, weights: str, rank: int | None) -> Tra
                     for name in names:
                         setattr(part, name, Int8Linear(getattr(part, name)))
             if rank is not None:
-                block.attn.q = AdaptedLinear(block.attn.q, rank)
-                block.attn.v = AdaptedLinear(block.attn.v, rank)
+                for name in ("q", "v"):
+                    setattr(block.attn, name, AdaptedLinear(getattr(block.attn, name), rank))
         return network
 
     return nnx.eval_shape(make)

@@ -1,4 +1,4 @@
-"""Paper counts what is known exactly, its advice leads to plans that fit, and the compiler agrees."""
+"""Paper counts exactly what is known, advice leads to plans that fit, the compiler agrees."""
 
 import dataclasses
 import importlib.util
