@@ -11,7 +11,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow notebooks colab picture
+.PHONY: lab test try check slow notebooks colab picture plan-table
 lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 
@@ -40,6 +40,15 @@ colab: .venv/test
 # The README's screenshot, taken by the browser test.
 picture: .venv/test
 	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k stream
+
+# In a virtual environment of its own: where libtpu is installed, JAX looks for a TPU at each start.
+plan-table: .venv-tpu/ready
+	.venv-tpu/bin/python -m gptj_lab.mesh.planner_table docs/plan_table.md
+
+.venv-tpu/ready: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m venv .venv-tpu
+	.venv-tpu/bin/pip install -q -e '.[tpu]'
+	touch $@
 
 # The stamps lie inside .venv, so that deleting it starts afresh; each depends on the versions.
 .venv/bin/python:

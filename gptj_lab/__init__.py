@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from gptj_lab.config import ModelConfig
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
+    from gptj_lab.mesh.planner import Plan, plan
     from gptj_lab.mesh.sharding import make_mesh as mesh
 
-__all__ = ["Completion", "LanguageModel", "ModelConfig", "load", "mesh", "presets", "widgets"]
+__all__ = [
+    "Completion",
+    "LanguageModel",
+    "ModelConfig",
+    "Plan",
+    "load",
+    "mesh",
+    "plan",
+    "presets",
+    "widgets",
+]
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, and nothing touches a device.
@@ -20,8 +31,10 @@ _HOME = {
     "Completion": "gptj_lab.generation.decoding",
     "LanguageModel": "gptj_lab.language_model",
     "ModelConfig": "gptj_lab.config",
+    "Plan": "gptj_lab.mesh.planner",
     "load": "gptj_lab.language_model",
     "presets": "gptj_lab.presets",
+    "plan": "gptj_lab.mesh.planner",
 }
 
 

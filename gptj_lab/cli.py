@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     convert.add_argument("--revision", help="branch, tag or commit on the hub")
     convert.set_defaults(run=_convert)
+    _add_plan(commands)
 
     train = commands.add_parser("train-pocket", help="train the embedded model from a folder")
     train.add_argument("--text", required=True, type=Path, help="a folder of *.txt files")
@@ -115,6 +116,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train_pocket)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="will it fit, and what to change; exit code 0 if it fits, 1 if not"
+    )
+    plan.add_argument("model", help="gpt-j-6b, pocket, or a directory with a config.json")
+    plan.add_argument("--hardware", default="colab-v5e-1", help="such as kaggle-v5e-8 or laptop")
+    plan.add_argument("--job", default="generate", help="generate, lora, finetune or pretrain")
+    plan.add_argument("--weights", help="float32, bfloat16, float16 or int8")
+    plan.add_argument("--batch", type=int, help="sequences in a step, on all devices together")
+    plan.add_argument("--context", type=int, help="tokens of a sequence (the model's own)")
+    plan.add_argument("--mesh-data", type=int, dest="data", help="devices along the data axis")
+    plan.add_argument("--mesh-model", type=int, dest="width", help="devices along the model axis")
+    plan.add_argument("--rank", type=int, default=8, help="of LoRA's adapters (8)")
+    plan.add_argument("--no-remat", action="store_true", help="keep the inside of every block")
+    plan.add_argument(
+        "--compile", action="store_true", help="ask the TPU compiler too (extra `tpu`; minutes)"
+    )
+    plan.set_defaults(run=_plan)
 
 
 def _lab(chosen: argparse.Namespace) -> int:
@@ -162,6 +183,26 @@ def _convert(chosen: argparse.Namespace) -> int:
     if not (chosen.target / "tokenizer.json").is_file():
         print(f"{chosen.source} has no tokenizer: put its tokenizer.json there", file=sys.stderr)
     return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    import gptj_lab
+
+    plan = gptj_lab.plan(
+        chosen.model, chosen.hardware, chosen.job, weights=chosen.weights, batch=chosen.batch,
+        context=chosen.context, data=chosen.data, model=chosen.width, rank=chosen.rank,
+        remat=not chosen.no_remat,
+    )  # fmt: skip
+    print(plan)
+    if not chosen.compile:
+        return 0 if plan.fits else 1
+    from gptj_lab.mesh.planner_compile import compile_plan
+
+    answers = compile_plan(plan)
+    print("The TPU compiler's own answer, by program:")
+    for answer in answers:
+        print(f"  {answer}")
+    return 0 if all(answer.fits for answer in answers) else 1
 
 
 def _train_pocket(chosen: argparse.Namespace) -> int:

@@ -82,7 +82,7 @@ class LanguageModel:
 
     @property
     def weights(self) -> str:
-        """The dtype of the matrices: "int8", or that of everything."""
+        """The dtype of the blocks' matrices: "int8", or that of everything."""
         return str(self.network.blocks[0].attn.q.weight.get_value().dtype)
 
     def logits(
@@ -216,7 +216,7 @@ def load(
     Args:
         name: "pocket", a path, or "owner/name" on the hub.
         weights: dtype of weights and activations: "float32", "bfloat16" or "float16"; or "int8",
-            which quantises the matrices while they are read (a quarter of float32's memory). By
+            which quantises the blocks' matrices while they are read (a quarter of float32's). By
             default float32, or int8 where the weights lie so.
         mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
         revision: branch, tag or commit on the hub; its main branch by default.

@@ -34,9 +34,9 @@ def fill(
         config: the shape that the tensors must have.
         stored: by the names that Hugging Face gives them.
         where: the checkpoint, for messages.
-        dtype: "float32", "bfloat16" or "float16"; or "int8": the matrices of the blocks and the
-            head are quantised (one already so is taken as it is), everything else is float32 on
-            the CPU and bfloat16 elsewhere.
+        dtype: "float32", "bfloat16" or "float16"; or "int8": the matrices of the blocks are
+            quantised (one already so is taken as it is), everything else is float32 on the CPU
+            and bfloat16 elsewhere.
         place: puts an array onto its device or devices. By default onto JAX's default device; on
             the CPU that copies nothing.
 
@@ -81,7 +81,7 @@ def _held(
         view = int8.dequantize(view, scale)
     if dtype != "int8":
         return put(path, converted(view, dtype, name, where))
-    if path[-1] != "weight":
+    if path[0] != "blocks" or path[-1] != "weight":
         return put(path, converted(view, activations_of_int8(), name, where))
     if scale is None:
         view, scale = int8.quantize(converted(view, "float32", name, where))

@@ -17,12 +17,12 @@ class Int8Weight:
     """A matrix as int8, `values * scale[:, None]`.
 
     Attributes:
-        values: whole numbers from -127 to 127.
-        scale: of each output channel, the largest of its weights divided by 127; float32.
+        values: int8 [d_out, d_in], from -127 to 127.
+        scale: float32 [d_out], of each output channel the largest of its weights divided by 127.
     """
 
-    values: Int8[Array, "d_out d_in"]
-    scale: Float[Array, "d_out"]
+    values: jax.Array
+    scale: jax.Array
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -121,9 +121,7 @@ def test_a_tensor_under_two_names_is_refused_where_they_differ(small_directory, 
         [Entry(n, t.shape, t.dtype, t.read) for n, t in twice.items()],
     )
     shutil.copy(small_directory / "config.json", tmp_path)
-    with pytest.raises(
-        ValueError, match="and wte.weight with different values"
-    ):
+    with pytest.raises(ValueError, match="and wte.weight with different values"):
         huggingface.read(tmp_path)
 
 

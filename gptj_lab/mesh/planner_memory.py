@@ -1,0 +1,149 @@
+"""What a job needs on one device, in bytes by kind, on paper.
+
+Weights, optimiser, gradients and cache are counted exactly from the network's own shapes and
+placements. Activations and workspace count the arrays that are alive at the fullest moment, in
+the network as it stands: attention that writes all its scores, whole blocks recomputed.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptj_lab.config import ModelConfig
+from gptj_lab.mesh import planner_programs as programs
+
+JOBS = ("generate", "lora", "finetune", "pretrain")
+WEIGHTS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # bytes a weight
+KINDS = ("weights", "optimiser", "gradients", "activations", "cache", "workspace")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One job on one mesh.
+
+    Attributes:
+        config: shape of the network.
+        job: one of JOBS.
+        weights: one of WEIGHTS; int8 covers the matrices of the blocks, the rest is bfloat16.
+        batch: sequences in a step, on all devices together.
+        context: tokens of a sequence.
+        data, model: devices along the two axes of the mesh.
+        rank: of the LoRA adapters on q and v.
+        remat: whether training recomputes whole blocks instead of keeping their inside.
+    """
+
+    config: ModelConfig
+    job: str
+    weights: str
+    batch: int
+    context: int
+    data: int
+    model: int
+    rank: int
+    remat: bool
+
+    @property
+    def activation_dtype(self) -> str:
+        """Of the residual stream: training computes in bfloat16, generation in the weights' own."""
+        if self.job != "generate" or self.weights == "int8":
+            return "bfloat16"
+        return self.weights
+
+
+def needed(setting: Setting) -> dict[str, int]:
+    """Bytes on one device for each of KINDS."""
+    frozen, trained = held(
+        setting.config, setting.weights, setting.rank if setting.job == "lora" else None,
+        setting.model,
+    )  # fmt: skip
+    kinds: dict[str, int] = {kind: 0 for kind in KINDS}
+    if setting.job == "generate":
+        kinds["weights"] = frozen + trained
+        kinds["cache"] = cache_bytes(setting)
+        kinds["workspace"] = _prefill_workspace(setting)
+        return kinds
+    kinds["weights"] = frozen + trained
+    kinds["optimiser"] = 2 * trained  # AdamW's two moments, in the dtype of what is trained
+    kinds["gradients"] = trained
+    kinds["activations"] = _kept(setting)
+    kinds["workspace"] = _training_workspace(setting)
+    return kinds
+
+
+@functools.lru_cache(maxsize=256)
+def held(config: ModelConfig, weights: str, rank: int | None, model: int) -> tuple[int, int]:
+    """Bytes of weights on one of `model` devices: frozen, and trained.
+
+    With a rank the adapters (float32) are trained; without one everything counts as trained.
+    """
+    one_block = dataclasses.replace(config, num_layers=1)
+    state = nnx.state(programs.abstract_network(one_block, weights, rank))
+    plain = WEIGHTS["bfloat16" if weights == "int8" else weights]
+    totals = {False: 0, True: 0}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = programs.path_name(path)
+        adapter = "lora_" in name
+        keeps = adapter or programs.is_int8_scale(name) or leaf.dtype == jnp.int8
+        size = leaf.dtype.itemsize if keeps else plain
+        share = model if any(programs.placement(name)) else 1
+        copies = config.num_layers if "blocks" in name else 1
+        totals[adapter or rank is None] += leaf.size * size * copies // share
+    return totals[False], totals[True]
+
+
+def cache_bytes(setting: Setting) -> int:
+    """Bytes of keys and values on one device."""
+    config, size = setting.config, WEIGHTS[setting.activation_dtype]
+    rows = setting.batch // setting.data
+    return 2 * config.num_layers * rows * setting.context * config.d_model * size // setting.model
+
+
+def _prefill_workspace(setting: Setting) -> int:
+    """While a block reads the prompt; a decode step needs less."""
+    scores, wide, narrow = _block_arrays(setting)
+    size = WEIGHTS[setting.activation_dtype]
+    # Scores, masked, exponential and its normal form in float32, then the pattern; what fc_in
+    # gives; residual, norm, attention's output and the MLP's.
+    block = scores * (4 * 4 + size) + wide * size + 4 * narrow * size
+    # Measured, not derived: cut over `model`, the compiler keeps about one and a half arrays of
+    # the residual's size for every block until the end (libtpu 0.0.42; v2 and v5e, 8 devices).
+    kept = setting.config.num_layers * narrow * size * 3 // 2 if setting.model > 1 else 0
+    return block + kept
+
+
+def _kept(setting: Setting) -> int:
+    """What the forward pass leaves for the backward pass, bfloat16."""
+    scores, wide, narrow = _block_arrays(setting)
+    residual = 2 * narrow
+    if setting.remat:
+        return setting.config.num_layers * residual
+    # As well: norm, q, k, v, z in shares; scores in float32 and the pattern; both sides of GELU.
+    shares = 2 * (narrow + 4 * narrow // setting.model)
+    inside = shares + scores * (4 + 2) + 2 * 2 * wide
+    return setting.config.num_layers * (residual + inside)
+
+
+def _training_workspace(setting: Setting) -> int:
+    """Copies of weights, and the backward pass of one block or the loss, whichever is more."""
+    config = setting.config
+    scores, wide, narrow = _block_arrays(setting)
+    rows = setting.batch // setting.data
+    # The stacked weights of q, k and v lie in memory a second time, in the layout that the scan's
+    # products want: so says the compiler's list of buffers (libtpu 0.0.42).
+    copies = 3 * config.num_layers * config.d_model**2 * WEIGHTS[setting.weights] // setting.model
+    # The softmax's output and its gradient in float32, one of them in bfloat16 too; both sides of
+    # GELU; residual, norm and what attention read.
+    block = scores * (2 * 4 + 2) + 2 * 2 * wide + 3 * 2 * narrow
+    piece = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
+    return copies + max(block, 3 * 4 * piece)
+
+
+def _block_arrays(setting: Setting) -> tuple[int, int, int]:
+    """Elements on one device of a block's scores, of its d_ff and of its d_model activations."""
+    config, rows = setting.config, setting.batch // setting.data
+    scores = rows * config.num_heads * setting.context**2 // setting.model
+    wide = rows * setting.context * config.d_ff // setting.model
+    return scores, wide, rows * setting.context * config.d_model

@@ -1,0 +1,243 @@
+"""The steps that the planner hands to the TPU compiler, made from the project's own network.
+
+Nothing here holds an array: parameters, caches and optimiser states are shapes with a placement.
+The training steps stand in for finetuning/, and move there when it exists.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from gptj_lab.config import ModelConfig
+from gptj_lab.model import sites
+from gptj_lab.model.cache import empty_cache
+from gptj_lab.model.int8 import Int8Weight
+from gptj_lab.model.linear import Linear
+from gptj_lab.model.transformer import Transformer
+
+LOSS_CHUNKS = 8  # pieces of the sequence whose logits exist at a time
+
+
+class Program(NamedTuple):
+    """A jitted step and the shapes that it is called with."""
+
+    step: Any
+    arguments: tuple[Any, ...]
+
+
+class Adapter(nnx.Param):
+    """A weight that LoRA trains."""
+
+
+class AdaptedLinear(nnx.Module):
+    """A frozen product plus one of low rank (Hu et al. 2021), float32 weights."""
+
+    def __init__(self, base: Linear, rank: int):
+        d_out, d_in = base.weight.get_value().shape
+        self.base = base
+        self.lora_a = Adapter(jnp.zeros((d_in, rank)))
+        self.lora_b = Adapter(jnp.zeros((rank, d_out)))
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        low = x @ self.lora_a[...].astype(x.dtype)
+        return self.base(x) + low @ self.lora_b[...].astype(x.dtype)
+
+
+def generate_programs(
+    config: ModelConfig, mesh: Mesh, weights: str, batch: int, context: int
+) -> dict[str, Program]:
+    """Reading a prompt of `context` tokens, and one more token after it."""
+    dtype = "bfloat16" if weights == "int8" else weights
+    graph, state = nnx.split(abstract_network(config, weights, None))
+    state = _placed(state, mesh, dtype)
+    token = _shape(mesh, (batch, 1), jnp.int32, "data")
+    prompt = _shape(mesh, (batch, context), jnp.int32, "data")
+    lengths = _shape(mesh, (batch,), jnp.int32, "data")
+    layout = NamedSharding(mesh, PartitionSpec("data", "model"))
+    cache = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+        jax.eval_shape(lambda: empty_cache(config, batch, context, dtype)),
+    )
+
+    def decode(state: Any, cache: Any, token: Array, positions: Array) -> Any:
+        logits, cache = nnx.merge(graph, state)(
+            token, positions=positions, cache=cache, dtype=dtype
+        )
+        return logits[:, 0], cache
+
+    def prefill(state: Any, prompt: Array, lengths: Array) -> Any:
+        network = nnx.merge(graph, state)
+        empty = jax.lax.with_sharding_constraint(empty_cache(config, batch, context, dtype), layout)
+        x, cache = network.hidden(prompt, cache=empty, dtype=dtype)
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return network.unembed(last)[:, 0], cache
+
+    return {
+        "decode": Program(jax.jit(decode, donate_argnums=1), (state, cache, token, token)),
+        "prefill": Program(jax.jit(prefill), (state, prompt, lengths)),
+    }
+
+
+def training_program(
+    config: ModelConfig,
+    mesh: Mesh,
+    weights: str,
+    batch: int,
+    context: int,
+    *,
+    rank: int | None,
+    remat: bool,
+) -> Program:
+    """One AdamW step: of adapters of a rank, or of every weight if `rank` is None."""
+    network = abstract_network(dataclasses.replace(config, num_layers=1), weights, rank)
+    kind = nnx.Param if rank is None else Adapter
+    graph, trained, frozen = (
+        part if isinstance(part, nnx.GraphDef) else _stacked(part, config.num_layers)
+        for part in nnx.split(network, kind, ...)
+    )
+    trained = _placed(trained, mesh, weights if rank is None else "float32", stacked=True)
+    frozen = _placed(frozen, mesh, "bfloat16" if weights == "int8" else weights, stacked=True)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.1))
+    moments = _placed(jax.eval_shape(optimiser.init, trained), mesh, None, stacked=True)
+    ids = _shape(mesh, (batch, context), jnp.int32, "data")
+
+    def step(trained: Any, moments: Any, frozen: Any, ids: Array, targets: Array) -> Any:
+        def loss(trained: Any) -> Array:
+            return _loss(nnx.merge(graph, trained, frozen), ids, targets, remat)
+
+        value, gradients = jax.value_and_grad(loss)(trained)
+        updates, moments = optimiser.update(gradients, moments, trained)
+        return value, optax.apply_updates(trained, updates), moments
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    return Program(jitted, (trained, moments, frozen, ids, ids))
+
+
+def _loss(
+    network: Transformer,
+    ids: Int[Array, "batch seq"],
+    targets: Int[Array, "batch seq"],
+    remat: bool,
+) -> Float[Array, ""]:
+    """Mean cross-entropy in nats; bfloat16 activations, logits of a chunk of the tokens a time."""
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    x = network.embed[...][ids].astype(jnp.bfloat16)
+    if network.position_embed is not None:
+        x = x + network.position_embed[...][positions].astype(jnp.bfloat16)
+    block_graph, blocks = nnx.split(network.blocks[0])  # its leaves are stacked over layers
+
+    def block(x: Array, state: Any) -> tuple[Array, None]:
+        return nnx.merge(block_graph, state)(x, positions, None, sites.ignore)[0], None
+
+    x, _ = jax.lax.scan(jax.checkpoint(block) if remat else block, x, blocks)
+    last = network.embed if network.head is None else network.head
+    end_graph, end = nnx.split((network.final_ln, last))
+
+    @jax.checkpoint
+    def piece(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        norm, last = nnx.merge(end_graph, end)
+        normal = norm(chunk[0])
+        if isinstance(last, Linear):
+            logits = last(normal)
+        else:  # tied
+            logits = jnp.einsum("bsd,vd->bsv", normal, last[...].astype(normal.dtype))
+        logits = logits.astype(jnp.float32)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, chunk[1])
+        return total + loss.sum(), None
+
+    batch, seq = ids.shape
+    pieces = LOSS_CHUNKS if seq % LOSS_CHUNKS == 0 else 1
+    xs = x.reshape(batch, pieces, seq // pieces, -1).swapaxes(0, 1)
+    ts = targets.reshape(batch, pieces, seq // pieces).swapaxes(0, 1)
+    total, _ = jax.lax.scan(piece, jnp.zeros(()), (xs, ts))
+    return total / ids.size
+
+
+def abstract_network(config: ModelConfig, weights: str, rank: int | None) -> Transformer:
+    """The network with shapes in place of arrays, its products in the form that is asked for."""
+
+    def make() -> Transformer:
+        network = Transformer(config, key=jax.random.key(0))
+        for block in network.blocks:
+            if weights == "int8":
+                for part, names in ((block.attn, ("q", "k", "v", "out")),
+                                    (block.mlp, ("fc_in", "fc_out"))):  # fmt: skip
+                    for name in names:
+                        linear = getattr(part, name)
+                        linear.weight = nnx.Param(_int8(linear.weight.get_value().shape))
+            if rank is not None:
+                for name in ("q", "v"):
+                    setattr(block.attn, name, AdaptedLinear(getattr(block.attn, name), rank))
+        return network
+
+    return nnx.eval_shape(make)
+
+
+def _int8(shape: tuple[int, ...]) -> Int8Weight:
+    return Int8Weight(jnp.zeros(shape, jnp.int8), jnp.ones(shape[0]))
+
+
+def _stacked(tree: Any, layers: int) -> Any:
+    """The shapes of a network of one block with room for so many in the block's leaves.
+
+    Unrolled, four blocks of the 6B took the compiler 82 to 326 seconds; a scan takes it as one.
+    """
+
+    def stack(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = (layers, *leaf.shape) if "blocks" in path_name(path) else leaf.shape
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(stack, tree)
+
+
+def _placed(tree: Any, mesh: Mesh, dtype: str | None, *, stacked: bool = False) -> Any:
+    """The shapes of a tree with their placements; floats in `dtype`, scales of int8 in float32."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = path_name(path)
+        cast = dtype is not None and leaf.dtype == jnp.float32 and not is_int8_scale(name)
+        spec = placement(name) if leaf.ndim else PartitionSpec()
+        if stacked and "blocks" in name:
+            spec = PartitionSpec(None, *spec)
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def path_name(path: Any) -> str:
+    """The dotted path of a leaf: 'blocks.0.attn.q.weight'."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def is_int8_scale(name: str) -> bool:
+    """Whether a leaf is the scales of an int8 weight."""
+    parts = name.split(".")
+    return "weight" in parts and parts[-1] == "scale"
+
+
+def placement(name: str) -> PartitionSpec:
+    """Where a parameter of that path lies: Megatron's cut (Shoeybi et al. 2019) over `model`."""
+    parts = name.split(".")
+    matrix = "weight" in parts and not is_int8_scale(name)
+    if "embed" in parts:
+        return PartitionSpec("model", None)
+    if "lora_a" in parts:
+        return PartitionSpec()
+    if "lora_b" in parts:
+        return PartitionSpec(None, "model")
+    if {"out", "fc_out"} & set(parts):
+        return PartitionSpec(None, "model") if matrix else PartitionSpec()
+    if {"q", "k", "v", "fc_in", "head"} & set(parts):
+        return PartitionSpec("model", None) if matrix else PartitionSpec("model")
+    return PartitionSpec()
+
+
+def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
