@@ -42,7 +42,8 @@ jax.device_put(0.0).block_until_ready()
 begun, before = time.perf_counter(), resident()
 model = gptj_lab.load(sys.argv[1], weights=sys.argv[2])
 leaves = jax.block_until_ready(jax.tree.leaves(nnx.state(model.network)))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with open("/proc/self/status") as file:  # ru_maxrss would count the process that started this one
+    peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 print(json.dumps({
     "seconds": time.perf_counter() - begun, "before": before, "after": resident(), "peak": peak,
     "weights": sum(leaf.nbytes for leaf in leaves), "largest": max(leaf.size for leaf in leaves),
