@@ -4,6 +4,9 @@ import dataclasses
 import importlib.util
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gptj_lab
@@ -211,35 +214,46 @@ def test_refusals_tell_their_bytes(message, bytes_):
     assert planner_compile.bytes_wanted(message) == bytes_
 
 
-@pytest.mark.parametrize(
-    ("job", "weights"),
-    [
-        ("lora", "int8"),
-        pytest.param("lora", "float32", marks=pytest.mark.slow),
-        pytest.param("generate", "int8", marks=pytest.mark.slow),
-        pytest.param("generate", "float32", marks=pytest.mark.slow),
-        pytest.param("finetune", "float32", marks=pytest.mark.slow),
-    ],
-)
-def test_the_programs_run_on_eight_devices(tiny_config, job, weights):
-    """What the compiler is asked about is a program that computes: a finite loss, finite logits."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+PROGRAMS = [
+    ("generate", "int8"),
+    ("generate", "float32"),
+    ("lora", "int8"),
+    ("lora", "float32"),
+    ("finetune", "float32"),
+]
 
+
+def programs(config, job, weights):
+    """The job's programs on eight devices, two sequences of eight tokens."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    shape = (tiny_config(num_layers=1), mesh, weights, 2, 8)
-    rank = 2 if job == "lora" else None
+    shape = (config, mesh, weights, 2, 8)
     if job == "generate":
-        steps = planner_programs.generate_programs(*shape)
-    else:
-        steps = {"train": planner_programs.training_program(*shape, rank=rank, remat=True)}
-    for name, step in steps.items():
+        return planner_programs.generate_programs(*shape)
+    rank = 2 if job == "lora" else None
+    return {"train": planner_programs.training_program(*shape, rank=rank, remat=True)}
+
+
+@pytest.mark.parametrize(("job", "weights"), PROGRAMS)
+def test_the_programs_give_a_loss_or_logits(tiny_config, job, weights):
+    for name, program in programs(tiny_config(), job, weights).items():
+        first, *others = jax.eval_shape(program.step, *program.arguments)
+        assert first.dtype == "float32", name
+        assert first.shape == ((2, 304) if job == "generate" else ()), name
+        if job != "generate":  # the weights and the moments as they came in
+            shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in others]
+            before = [[a.shape for a in jax.tree.leaves(t)] for t in program.arguments[:2]]
+            assert shapes == before, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "weights"), PROGRAMS)
+def test_the_programs_compute_on_eight_devices(tiny_config, job, weights):
+    for name, program in programs(tiny_config(num_layers=1), job, weights).items():
         ones = jax.tree.map(
             lambda leaf: jax.device_put(jnp.ones(leaf.shape, leaf.dtype), leaf.sharding),
-            step.arguments,
+            program.arguments,
         )
-        out = step.step(*ones)
+        out = program.step(*ones)
         assert np.isfinite(np.asarray(out[0])).all(), name
 
 
