@@ -116,12 +116,16 @@ def test_every_family_generates_what_its_logits_say(relative):
     assert list(done.token_ids) == best[-7:-1].tolist()
 
 
-def test_every_family_traces_every_site_and_is_saved(relative, tmp_path):
+def test_every_family_traces_every_site_and_is_saved(relative, tolerance, tmp_path):
     trace = relative.trace("the dog", sites=["*"])
     assert trace.keys() == set(sites.all_of(relative.config))
     ids = [relative.tokenizer.encode("the dog")]
-    assert (trace["logits"] == relative.logits(ids)[0]).all()
+    plain = relative.logits(ids)
+    # XLA fuses another program where every value is kept: the last bits may differ.
+    np.testing.assert_allclose(
+        trace["logits"], plain[0], atol=tolerance["float32"] * float(abs(plain).max())
+    )
     relative.save(tmp_path)
     again = gptj_lab.load(tmp_path)
     assert again.config == relative.config
-    assert (again.logits(ids) == relative.logits(ids)).all()
+    assert (again.logits(ids) == plain).all()

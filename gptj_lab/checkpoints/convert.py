@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gptj_lab.checkpoints import huggingface, mesh_transformer, npz_shards, weights
-from gptj_lab.checkpoints.filling import check_dtype, checked
+from gptj_lab.checkpoints.filling import checked
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
@@ -57,7 +57,8 @@ def convert(
     config, tensors = _opened(source)
     tensors = checked(config, tensors, str(source))
     dtype = dtype or _prevailing(tensors)
-    check_dtype(dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"weights is {dtype!r}: one of {', '.join(DTYPES)} is needed")
     entries = _entries(tensors, dtype)
     fields = mesh_transformer.to_fields(config, shards) if to == "mesh-transformer" else None
     if max_shard_bytes < 1:
