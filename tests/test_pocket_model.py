@@ -74,5 +74,6 @@ def test_the_measured_tales_are_measured_again(model, metrics):
     if not CORPUS.is_dir():
         pytest.skip("../shared/corpus is not here")
     tales = pocket.validation_documents(CORPUS)
-    found = pocket.bits_per_byte(model.network, model.tokenizer, tales)
+    context = model.config.context
+    found = pocket.bits_per_byte(model.network, model.tokenizer, tales, context=context)
     assert found == pytest.approx(metrics["tales"]["bits_per_byte"], rel=1e-4)

@@ -407,7 +407,7 @@ def _chunk(
     def step(carry: Any) -> Any:
         i, goes_on, cache, logits, counts, out = carry
         scores = sampling.process_logits(logits, settings, prompt_counts, counts)
-        token = sampling.sample(keys, made + i, scores)
+        token = sampling.sample(keys, made + i, scores, settings)
         told = (
             token,
             sampling.log_probability(logits, token),

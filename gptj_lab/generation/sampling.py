@@ -126,14 +126,24 @@ def row_key(seed: int, sample: int) -> Key[Array, ""]:
 
 
 def sample(
-    keys: Key[Array, "batch"], step: Int[Array, "batch"], scores: Float[Array, "batch vocab"]
+    keys: Key[Array, "batch"],
+    step: Int[Array, "batch"],
+    scores: Float[Array, "batch vocab"],
+    settings: SamplingSettings,
 ) -> Int[Array, "batch"]:
-    """A token for each row, drawn from softmax(scores); `step` counts the row's own tokens."""
+    """A token for each row, drawn from softmax(scores); `step` counts the row's own tokens.
+
+    At temperature 0 the likeliest, and no random number is made.
+    """
 
     def draw(key: jax.Array, step: jax.Array, row: jax.Array) -> jax.Array:
         return jax.random.categorical(jax.random.fold_in(key, step), row)
 
-    return jax.vmap(draw)(keys, step, scores).astype(jnp.int32)
+    return jax.lax.cond(
+        settings.temperature == 0,
+        lambda: scores.argmax(-1).astype(jnp.int32),
+        lambda: jax.vmap(draw)(keys, step, scores).astype(jnp.int32),
+    )
 
 
 def log_probability(

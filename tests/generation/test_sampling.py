@@ -117,9 +117,10 @@ def test_a_row_draws_the_same_whatever_stands_beside_it(case):
     logits = jnp.asarray(case[0])
     keys = jnp.stack([sampling.row_key(4, i) for i in range(BATCH)])
     steps = jnp.arange(BATCH) * 3
-    together = sampling.sample(keys, steps, logits)
+    settings = sampling.make_settings(VOCAB)
+    together = sampling.sample(keys, steps, logits, settings)
     for i in range(BATCH):
-        alone = sampling.sample(keys[i : i + 1], steps[i : i + 1], logits[i : i + 1])
+        alone = sampling.sample(keys[i : i + 1], steps[i : i + 1], logits[i : i + 1], settings)
         assert int(alone[0]) == int(together[i])
     seeds = (0, 1, -1, 2**40, 2**40 + 1)
     keys = [sampling.row_key(seed, i) for seed in seeds for i in range(3)]
@@ -132,9 +133,12 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     draws = 4000
     keys = jnp.stack([sampling.row_key(0, 0)] * draws)
     rows = jnp.broadcast_to(logits[None], (draws, 5))
-    found = np.bincount(np.asarray(sampling.sample(keys, jnp.arange(draws), rows)), minlength=5)
+    tokens = sampling.sample(keys, jnp.arange(draws), rows, sampling.make_settings(5))
+    found = np.bincount(np.asarray(tokens), minlength=5)
     expected = draws * np.exp(logits)
     assert ((found - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees, p = 0.001
+    greedy = sampling.make_settings(5, temperature=0)
+    assert not sampling.sample(keys, jnp.arange(draws), rows, greedy).any()
 
 
 def test_log_probabilities_and_alternatives(case):
