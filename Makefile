@@ -37,9 +37,9 @@ notebooks: .venv/test
 colab: .venv/test
 	$(BIN)/python colab/build.py
 
-# The README's screenshot, taken by the browser test.
+# The screenshots in docs/, taken by the browser tests.
 picture: .venv/test
-	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k stream
+	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices'
 
 # The stamps lie inside .venv, so that deleting it starts afresh; each depends on the versions.
 .venv/bin/python:

@@ -66,7 +66,7 @@ def mesh_placement(
         what = "all of it" if count == 1 else f"slice {number + 1}"
         text = f"device {device}\n{held[np.ravel_multi_index(place, devices.shape)]}\n{what}"
         _slice(mesh, (place[1] + 0.04, place[0] + 0.04, 0.92, 0.92), number, text)
-    for number, bounds in enumerate(parts):
+    for number, bounds in enumerate(parts.tolist()):
         (top, bottom), (left, right) = bounds if len(shape) > 1 else ((0, 1), bounds[0])
         owners = devices[numbers == number]
         who = f"device{'s' * (len(owners) > 1)} {', '.join(map(str, owners))}"
@@ -93,7 +93,7 @@ def mesh_placement(
     return figure
 
 
-def _slice(axes: Any, box: tuple[float, ...], number: int, text: str) -> None:
+def _slice(axes: Any, box: tuple[float, float, float, float], number: int, text: str) -> None:
     """A rectangle (left, top, width, height) in the slice's colour and hatch, with its label."""
     from matplotlib.patches import Rectangle
 

@@ -1,4 +1,4 @@
-// The MeshView's view: the mesh comes once, the slices of a weight when it is chosen. All
+// The MeshView's view: the mesh comes with it, the slices of a weight when it is chosen. All
 // sentences are the kernel's, so that view and report say the same. textContent only.
 
 // The colours of a weight's slices, [background, text]; hatches and numbers say the same again.
@@ -34,7 +34,7 @@ function render({ model, el }) {
   const doc = el.ownerDocument;
   const me = `mesh-${Date.now()}-${views++}`;
   let request = 0; // answers to older requests are dropped
-  let mesh = null;
+  const mesh = model.get("mesh");
   let shown = null; // the weight that is drawn: {name, tells, numbers}
   let current = 0; // the device, counted through the mesh's rows
   let cells = [];
@@ -55,12 +55,14 @@ function render({ model, el }) {
     + ["light", "dark"].map((kind) =>
       `.gptj-meshview[data-theme="${kind}"] { --slice-${i}: ${each[kind][0]}; --on-slice-${i}: ${each[kind][1]}; }`).join("\n"),
   ).join("\n");
-  const title = make("p", "gptj-mesh-title", "asking the kernel…");
+  const title = make("p", "gptj-mesh-title", mesh.title);
   const alert = make("p", "gptj-alert");
   alert.setAttribute("role", "alert");
   alert.hidden = true;
   const body = make("div", "gptj-mesh-body");
-  const exchange = make("p", "gptj-exchange");
+  const exchange = make("div", "gptj-exchange");
+  exchange.append(make("p", "gptj-step", "4. What the devices exchange"),
+    make("p", "gptj-found", mesh.exchange), make("p", "", mesh.why));
   root.append(style, title, alert, body, exchange);
   el.append(root);
   const unwatch = followTheme(root);
@@ -71,7 +73,7 @@ function render({ model, el }) {
   const list = make("div", "gptj-weights");
   list.setAttribute("role", "group");
   list.setAttribute("aria-label", "Weights by block");
-  const caption = make("p", "gptj-cut");
+  const caption = make("p", "gptj-cut", "waiting for the kernel to be idle…");
   const matrix = make("div", "gptj-matrix");
   matrix.setAttribute("role", "img");
   const axes = make("p", "gptj-hint");
@@ -79,8 +81,6 @@ function render({ model, el }) {
   sentence.setAttribute("role", "status");
 
   function build() {
-    title.textContent = mesh.title;
-    exchange.textContent = mesh.exchange;
     const count = mesh.devices[0].length;
     grid.style.gridTemplateColumns = `auto repeat(${count}, minmax(58px, 1fr))`;
     const head = make("div", "gptj-row");
@@ -115,9 +115,10 @@ function render({ model, el }) {
     }));
     const left = make("div", "gptj-left");
     left.append(make("p", "gptj-step", "1. The devices, and the bytes of weights on each"), grid,
+      make("p", "gptj-hint", "Point at a device, or walk with the arrow keys: same colour, same slice of the chosen weight."),
       make("p", "gptj-step", "2. Choose a weight"), list);
     const right = make("div", "gptj-right");
-    right.append(make("p", "gptj-step", "3. Its slices; point at a device or walk with the arrow keys"),
+    right.append(make("p", "gptj-step", "3. Its slices"),
       caption, axes, matrix, sentence);
     body.replaceChildren(left, right);
   }
@@ -128,7 +129,8 @@ function render({ model, el }) {
     node.setAttribute("role", "gridcell");
     node.tabIndex = index ? -1 : 0;
     node.append(make("strong", "", `device ${device}`), make("span", "gptj-held", held), make("span", "gptj-chip"));
-    node.addEventListener("pointerover", () => point(index));
+    // Not pointerover: that comes too when the page scrolls below a pointer that rests.
+    node.addEventListener("pointermove", () => point(index));
     node.addEventListener("focusin", () => point(index));
     cells.push(node);
     return node;
@@ -159,10 +161,11 @@ function render({ model, el }) {
       const [left, top, width, height] = box(bounds, shape).map((part) => `${100 * part}%`);
       Object.assign(node.style, { left, top, width, height });
       const chip = make("span", "gptj-chip");
-      const who = holders.length === devices.length && devices.length > 1 ? "every device" : holders.join(", ");
-      chip.append(make("strong", "", `slice ${i + 1}`), make("span", "", ` on ${who}`));
+      const every = parts.length === each;
+      const who = every ? " on every device" : ` device${holders.length > 1 ? "s" : ""} ${holders.join(", ")}`;
+      chip.append(make("strong", "", every ? "all of it" : `slice ${i + 1}`), make("span", "", who));
       node.append(chip);
-      node.addEventListener("pointerover", () => point(numbers.indexOf(i)));
+      node.addEventListener("pointermove", () => point(numbers.indexOf(i)));
       slices.push(node);
     }
     matrix.replaceChildren(...slices);
@@ -175,6 +178,7 @@ function render({ model, el }) {
   }
 
   function point(index) {
+    if (index === current && sentence.textContent === shown?.tells[index]) return;
     cells[current].tabIndex = -1;
     current = index;
     cells[current].tabIndex = 0;
@@ -220,21 +224,17 @@ function render({ model, el }) {
     alert.hidden = message.op !== "error";
     if (message.op === "error") {
       alert.textContent = message.text;
-    } else if (message.op === "mesh") {
-      mesh = message;
-      build();
-      choose(model.get("weight"));
-    } else if (message.op === "weight" && mesh) {
+    } else if (message.op === "weight") {
       draw(message, ...buffers.map(whole));
     }
   }
   const follow = () => {
-    if (mesh && shown && model.get("weight") !== shown.name) choose(model.get("weight"));
+    if (shown && model.get("weight") !== shown.name) choose(model.get("weight"));
   };
   model.on("msg:custom", receive);
   model.on("change:weight", follow);
-  request += 1;
-  model.send({ op: "hello", req: `${me}-${request}` });
+  build();
+  choose(model.get("weight"));
 
   return () => {
     unwatch();

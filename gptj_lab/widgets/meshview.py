@@ -39,7 +39,7 @@ class MeshView(anywidget.AnyWidget):
     """The devices of a model's mesh, the slices of each weight on them, a block's collectives.
 
     Everything that the view says can be had without it: `report`, `summary()`, `tell(device)`,
-    `exchange()`; set `weight`, and leave a picture with `pin()`.
+    `exchange()`, `why()`; set `weight`, and leave a picture with `pin()`.
 
     Args:
         model: on a mesh, as of `gptj_lab.load(..., mesh=gptj_lab.mesh(data=2, model=4))`.
@@ -54,6 +54,8 @@ class MeshView(anywidget.AnyWidget):
     _esm = theme.script("meshview")
     _css = theme.style("meshview")
 
+    # The mesh is small and goes with the view, so that it is there while the kernel is busy.
+    mesh = traitlets.Dict(read_only=True).tag(sync=True)
     weight = traitlets.Unicode().tag(sync=True)
 
     def __init__(
@@ -67,6 +69,7 @@ class MeshView(anywidget.AnyWidget):
         self._weights = {each.name: each for each in self._report.weights}
         inside = [name for name in self._weights if name.startswith("blocks.0.")]
         matrices = [name for name in inside if len(self._weights[name].shape) == 2]
+        self.set_trait("mesh", self._mesh())
         super().__init__(weight=weight or next(iter([*matrices, *self._weights])))
         self.on_msg(self._receive)
 
@@ -106,7 +109,7 @@ class MeshView(anywidget.AnyWidget):
         return f"{held} {_devices(same, 'Device')} hold{'s' * (len(same) == 1)} the same."
 
     def exchange(self) -> str:
-        """What the devices exchange in the forward pass of one block, and why."""
+        """What the devices exchange in the forward pass of one block."""
         told = self._report
         rows, parts = told.batch, told.axes[DATA]
         batch = f"{rows} x {told.seq} tokens"
@@ -117,10 +120,13 @@ class MeshView(anywidget.AnyWidget):
             f"{count} {kind}{'s' * (count > 1)} over {' and '.join(axes)} of {_size(size)}"
             for (kind, axes, size), count in counts.items()
         ]
-        one = f"The forward pass of one block, for {batch}: {', '.join(found) or 'no exchange'}."
-        kinds = tuple(each.kind for each in told.block)
-        along = {axis for each in told.block for axis in each.axes}
-        return f"{one} {_WHY.get(kinds, '') if along <= {MODEL} else ''}".rstrip()
+        return f"The forward pass of one block, for {batch}: {', '.join(found) or 'no exchange'}."
+
+    def why(self) -> str:
+        """Why it is so many exchanges; empty where it isn't one of the usual patterns."""
+        block = self._report.block
+        usual = all(each.axes == (MODEL,) for each in block)
+        return _WHY.get(tuple(each.kind for each in block), "") if usual else ""
 
     def summary(self) -> str:
         """The mesh, the shown weight and the exchange in a few sentences."""
@@ -128,7 +134,7 @@ class MeshView(anywidget.AnyWidget):
         size = " x ".join(f"{n:,}" for n in placement.shape)
         return (
             f"{self._title()} {placement.name} ({size} of {placement.dtype}) is "
-            f"{_cut(placement, self._report)}. {self.exchange()}"
+            f"{_cut(placement, self._report)}. {self.exchange()} {self.why()}".rstrip()
         )
 
     def pin(self) -> None:
@@ -160,8 +166,6 @@ class MeshView(anywidget.AnyWidget):
         request = str(message.get("req", "")) if isinstance(message, dict) else ""
         try:
             match message["op"]:
-                case "hello":
-                    self.send({"op": "mesh", "req": request, **self._mesh()})
                 case "show":
                     self.weight = self._placement(message["weight"]).name
                     self._send_weight(request)
@@ -186,6 +190,7 @@ class MeshView(anywidget.AnyWidget):
             "held": [[held[device] for device in row] for row in told.devices],
             "groups": list(groups.items()),
             "exchange": self.exchange(),
+            "why": self.why(),
         }
 
     def _send_weight(self, request: str) -> None:

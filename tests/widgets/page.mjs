@@ -26,7 +26,8 @@ export class Node {
   removeAttribute(name) { delete this.attributes[name]; }
   append(...nodes) { this.children.push(...nodes); nodes.forEach((n) => (n.parent = this)); }
   prepend(...nodes) { this.children.unshift(...nodes); }
-  replaceChildren(...nodes) { this.children = nodes; }
+  replaceChildren(...nodes) { this.text = ""; this.children = []; this.append(...nodes); }
+  get parentNode() { return this.parent; }
   addEventListener(name, f) { (this.listeners[name] ??= []).push(f); }
   fire(name, event = {}) {
     const full = { target: this, preventDefault() {}, stopPropagation() {}, ...event };
