@@ -93,7 +93,7 @@ def mesh_placement(
     return figure
 
 
-def _slice(axes: Any, box: tuple[float, float, float, float], number: int, text: str) -> None:
+def _slice(axes: Any, box: tuple[float | int, ...], number: int, text: str) -> None:
     """A rectangle (left, top, width, height) in the slice's colour and hatch, with its label."""
     from matplotlib.patches import Rectangle
 

@@ -82,7 +82,7 @@ function render({ model, el }) {
 
   function build() {
     const count = mesh.devices[0].length;
-    grid.style.gridTemplateColumns = `auto repeat(${count}, minmax(58px, 1fr))`;
+    grid.style.gridTemplateColumns = `auto repeat(${count}, minmax(76px, 1fr))`;
     const head = make("div", "gptj-row");
     head.setAttribute("role", "row");
     const name = (text) => {
@@ -113,14 +113,16 @@ function render({ model, el }) {
       }));
       return details;
     }));
+    const devices = make("div", "gptj-devices");
+    devices.append(make("p", "gptj-step", "1. The devices, and the bytes of weights on each"), grid,
+      make("p", "gptj-hint", "Point at a device, or walk with the arrow keys: same colour, same slice of the chosen weight."));
     const left = make("div", "gptj-left");
-    left.append(make("p", "gptj-step", "1. The devices, and the bytes of weights on each"), grid,
-      make("p", "gptj-hint", "Point at a device, or walk with the arrow keys: same colour, same slice of the chosen weight."),
-      make("p", "gptj-step", "2. Choose a weight"), list);
+    left.append(make("p", "gptj-step", "2. Choose a weight"), list);
     const right = make("div", "gptj-right");
     right.append(make("p", "gptj-step", "3. Its slices"),
       caption, axes, matrix, sentence);
-    body.replaceChildren(left, right);
+    if (count <= 4) left.prepend(devices);
+    body.replaceChildren(...(count > 4 ? [devices] : []), left, right); // many stand above
   }
 
   function cell(device, held) {

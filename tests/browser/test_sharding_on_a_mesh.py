@@ -99,7 +99,5 @@ def test_the_view_follows_the_theme_of_the_notebook(page):
     mesh = view(page)
     page.evaluate("document.body.setAttribute('data-jp-theme-light', 'false')")
     mesh.and_(page.locator("[data-theme=dark]")).wait_for()
-    if os.environ.get("GPTJ_LAB_PICTURE"):
-        page.screenshot(path="/tmp/meshview_dark.png")
     page.evaluate("document.body.setAttribute('data-jp-theme-light', 'true')")
     mesh.and_(page.locator("[data-theme=light]")).wait_for()

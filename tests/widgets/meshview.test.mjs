@@ -13,12 +13,12 @@ const MESH = {
     ["outside the blocks", [["embed", "embed", "8 x 6"]]]],
 };
 
-function setup() {
+function setup(mesh = MESH) {
   const doc = page();
   const el = new Node("div", doc);
   const sent = [];
   const handlers = {};
-  const state = { mesh: MESH, weight: "blocks.0.q" };
+  const state = { mesh, weight: "blocks.0.q" };
   const model = {
     get: (name) => state[name],
     send: (message) => sent.push(message),
@@ -46,6 +46,15 @@ test("it asks for the weight at once; the mesh is there before the answer", () =
   assert.equal(el.all("gptj-device").length, 4);
   assert.deepEqual(el.all("gptj-group").map((n) => Boolean(n.open)), [true, false]);
   assert.ok(el.textContent.includes("tiny on a mesh") && el.textContent.includes("1 all-reduce<b>why</b>"));
+});
+
+test("many devices stand above the weights, few beside the matrix", () => {
+  const wide = { ...MESH, devices: [[0, 1, 2, 3, 4, 5, 6, 7]], held: [Array(8).fill("1 kB")] };
+  for (const [mesh, parent] of [[MESH, "gptj-left"], [wide, "gptj-mesh-body"]]) {
+    const { el } = setup(mesh);
+    assert.equal(el.get("gptj-devices").parentNode.className, parent);
+    assert.equal(el.all("gptj-device").length, mesh.devices.flat().length);
+  }
 });
 
 test("slices are drawn where their bounds are, with number and holders", () => {

@@ -25,7 +25,7 @@ export class Node {
   getAttribute(name) { return this.attributes[name] ?? null; }
   removeAttribute(name) { delete this.attributes[name]; }
   append(...nodes) { this.children.push(...nodes); nodes.forEach((n) => (n.parent = this)); }
-  prepend(...nodes) { this.children.unshift(...nodes); }
+  prepend(...nodes) { this.children.unshift(...nodes); nodes.forEach((n) => (n.parent = this)); }
   replaceChildren(...nodes) { this.text = ""; this.children = []; this.append(...nodes); }
   get parentNode() { return this.parent; }
   addEventListener(name, f) { (this.listeners[name] ??= []).push(f); }

@@ -197,7 +197,7 @@ def test_what_is_not_there_is_a_sentence(view, model):
         ValueError, match="device is 8: the devices of this mesh are 0, 1, .* and 7"
     ):
         view.tell(8)
-    for name, value in (("batch", 0), ("seq", 1.5), ("batch", True)):
+    for name, value in (("batch", 0), ("seq", -3), ("batch", True)):
         with pytest.raises(ValueError, match=f"{name} is {value}: a whole number of at least 1"):
             MeshView(model, **{name: value})
 
