@@ -64,7 +64,7 @@ def mesh_placement(
     for place, device in np.ndenumerate(devices):
         number = int(numbers[place])
         what = "all of it" if count == 1 else f"slice {number + 1}"
-        text = f"device {device}\n{held[np.ravel_multi_index(place, devices.shape)]}\n{what}"
+        text = f"device {device}\n{held[place[0] * devices.shape[1] + place[1]]}\n{what}"
         _slice(mesh, (place[1] + 0.04, place[0] + 0.04, 0.92, 0.92), number, text)
     for number, bounds in enumerate(parts.tolist()):
         (top, bottom), (left, right) = bounds if len(shape) > 1 else ((0, 1), bounds[0])
