@@ -37,9 +37,9 @@ notebooks: .venv/test
 colab: .venv/test
 	$(BIN)/python colab/build.py
 
-# The README's screenshot, taken by the browser test.
+# The screenshots in docs/, taken by the browser tests.
 picture: .venv/test
-	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k stream
+	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices'
 
 # In a virtual environment of its own: where libtpu is installed, JAX looks for a TPU at each start.
 plan-table: .venv-tpu/ready

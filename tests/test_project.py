@@ -24,7 +24,8 @@ DIRECTION = (
     ("mesh", "checkpoints"),
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),
-    ("plots", "widgets"),
+    ("plots",),
+    ("widgets",),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(DIRECTION) for part in row}

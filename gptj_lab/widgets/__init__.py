@@ -1,16 +1,16 @@
 """One composite view a tool, for a notebook."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptj_lab.widgets.meshview import MeshView
     from gptj_lab.widgets.playground import Playground
 
-__all__ = ["Playground"]
+__all__ = ["MeshView", "Playground"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Playground":
+    if name not in __all__:
         raise AttributeError(f"gptj_lab.widgets has no {name!r}: it has {', '.join(__all__)}")
-    from gptj_lab.widgets.playground import Playground
-
-    return Playground
+    return getattr(importlib.import_module(f"gptj_lab.widgets.{name.lower()}"), name)

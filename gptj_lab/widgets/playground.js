@@ -20,28 +20,6 @@ export function percent(logprob) {
   return `${p >= 10 ? p.toFixed(0) : p >= 0.1 ? p.toFixed(1) : p.toPrecision(1)} %`;
 }
 
-// The notebook's own theme, not the system's: JupyterLab, Colab, VS Code, else the background.
-export function theme(doc, style) {
-  const lab = doc.body.getAttribute("data-jp-theme-light");
-  if (lab !== null) return lab === "false" ? "dark" : "light";
-  if (doc.documentElement.classList.contains("dark") || doc.body.classList.contains("dark")) return "dark";
-  const code = style(doc.documentElement).getPropertyValue("--vscode-editor-background");
-  const found = luminance(code) ?? luminance(style(doc.body).backgroundColor);
-  return found !== null && found < 0.4 ? "dark" : "light";
-}
-
-export function luminance(colour) {
-  const hex = /^\s*#([0-9a-f]{6})\s*$/i.exec(colour ?? "");
-  const rgb = /^\s*rgba?\((\d+)[, ]+(\d+)[, ]+(\d+)(?:[,/ ]+([\d.]+))?\)/i.exec(colour ?? "");
-  if (rgb && rgb[4] !== undefined && Number(rgb[4]) === 0) return null;
-  const parts = hex
-    ? [0, 2, 4].map((i) => parseInt(hex[1].slice(i, i + 2), 16))
-    : rgb ? rgb.slice(1, 4).map(Number) : null;
-  if (!parts) return null;
-  const [r, g, b] = parts.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
-
 const CONTROLS = [
   { name: "temperature", label: "temperature", min: 0, max: 2, step: 0.05, range: true },
   { name: "top_p", label: "top-p", min: 0.05, max: 1, step: 0.05, range: true },
@@ -75,7 +53,7 @@ function render({ model, el }) {
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  const root = make("section", "gptj-playground");
+  const root = make("section", "gptj-view gptj-playground");
   root.setAttribute("aria-label", "Playground");
 
   const promptLabel = make("label", "gptj-prompt-label", `Prompt for ${model.get("model_name")}`);
@@ -154,11 +132,7 @@ function render({ model, el }) {
   ).join("\n");
   root.prepend(style);
 
-  const view = doc.defaultView;
-  const paintTheme = () => (root.dataset.theme = theme(doc, (node) => view.getComputedStyle(node)));
-  paintTheme();
-  const watcher = new view.MutationObserver(paintTheme);
-  for (const node of [doc.body, doc.documentElement]) watcher.observe(node, { attributes: true });
+  const unwatch = followTheme(root);
 
   const display = (id) => names.get(id)?.[0] ?? `#${id}`;
 
@@ -332,7 +306,7 @@ function render({ model, el }) {
   model.send({ op: "hello", req: `${me}-${request}` });
 
   return () => {
-    watcher.disconnect();
+    unwatch();
     if (running) halt();
     model.off("msg:custom", receive);
   };

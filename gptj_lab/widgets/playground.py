@@ -7,7 +7,6 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -15,11 +14,11 @@ import numpy as np
 import traitlets
 
 from gptj_lab.generation.decoding import ALTERNATIVES, Completion, Decoding, Row, Token
+from gptj_lab.widgets import theme
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
-_HERE = Path(__file__).parent
 _SHOWN: dict[str, Any] = {
     "temperature": 0.8,
     "top_p": 0.95,
@@ -29,7 +28,7 @@ _SHOWN: dict[str, Any] = {
 }
 _PIECE = 128  # tokens a message: a few tens of kilobytes
 # One string for the process: anywidget keeps a copy for every file that it is given.
-_SCRIPT = (_HERE / "playground.js").read_text("utf-8")
+_SCRIPT = theme.script("playground")
 
 
 class Playground(anywidget.AnyWidget):
@@ -51,7 +50,7 @@ class Playground(anywidget.AnyWidget):
     """
 
     _esm = _SCRIPT
-    _css = (_HERE / "playground.css").read_text("utf-8")
+    _css = theme.style("playground")
 
     model_name = traitlets.Unicode().tag(sync=True)
     prompt = traitlets.Unicode().tag(sync=True)

@@ -93,3 +93,49 @@ def browser(chromium):
     )
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=chromium, args=quiet.split())
+
+
+@pytest.fixture(scope="session")
+def open_notebook(lab, browser):
+    """A function: a page with the notebook of that name, its kernel idle, no cell run yet."""
+    if not (ROOT / "data/pocket/config.json").is_file():
+        pytest.skip("data/pocket holds no model: gptj-lab train-pocket makes one")
+    folder, address, token = lab
+    for name in ("notebooks", "data/prompts"):
+        shutil.copytree(ROOT / name, folder / name)
+
+    def opened(name):
+        page = browser.new_page(viewport={"width": 1280, "height": 960})
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}")
+        page.locator(".jp-NotebookPanel").wait_for()
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.get_by_text("| Idle").wait_for()  # before, running a cell asks which kernel to take
+        return page
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def run_all():
+    """A function: Run > Run All Cells."""
+
+    def run(page):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_cell():
+    """A function: runs code in a new cell at the notebook's end."""
+
+    def run(page, code):
+        page.locator(".jp-Notebook .jp-CodeCell").last.locator(".cm-content").click()
+        for key in ("Escape", "b", "Enter"):
+            page.keyboard.press(key)
+        page.keyboard.insert_text(code)
+        page.keyboard.press("Shift+Enter")
+
+    return run

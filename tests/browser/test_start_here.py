@@ -1,7 +1,6 @@
 """Notebook 00 in a real JupyterLab in a real Chromium, as a student uses it."""
 
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -22,27 +21,16 @@ PICTURE = ROOT / "docs" / "playground.png"
 
 
 @pytest.fixture(scope="module")
-def page(lab, browser):
-    folder, address, token = lab
-    for name in ("notebooks", "data/prompts"):
-        shutil.copytree(ROOT / name, folder / name)
-    if not (ROOT / "data/pocket/config.json").is_file():
-        pytest.skip("data/pocket holds no model: gptj-lab train-pocket makes one")
-    page = browser.new_page(viewport={"width": 1280, "height": 960})
-    page.set_default_timeout(60_000)
-    page.goto(f"{address}/lab/tree/notebooks/00_start_here.ipynb?token={token}")
-    page.locator(".jp-NotebookPanel").wait_for()
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.get_by_text("| Idle").wait_for()  # before, running a cell asks which kernel to take
+def page(open_notebook):
+    page = open_notebook("00_start_here")
     yield page
     page.close()
 
 
 @pytest.fixture(scope="module")
-def ran(page):
+def ran(page, run_all):
     """The notebook after Run > Run All Cells: every code cell has its number."""
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all(page)
     page.locator(".gptj-playground").first.wait_for()
     return page
 
@@ -120,13 +108,8 @@ def test_a_bad_setting_is_a_sentence_in_the_view(ran):
     view.locator("[name=top_k]").fill("0")
 
 
-def test_markup_in_prompt_and_output_does_nothing(ran):
-    ran.locator(".jp-Notebook .jp-CodeCell").last.locator(".cm-content").click()
-    ran.keyboard.press("Escape")
-    ran.keyboard.press("b")
-    ran.keyboard.press("Enter")
-    ran.keyboard.insert_text(WRITER)
-    ran.keyboard.press("Shift+Enter")
+def test_markup_in_prompt_and_output_does_nothing(ran, run_cell):
+    run_cell(ran, WRITER)
     view = ran.locator(".gptj-playground").last
     ran.wait_for_function("document.querySelectorAll('.gptj-playground').length === 2")
     view.locator(".gptj-generate").click()

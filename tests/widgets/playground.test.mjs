@@ -1,51 +1,13 @@
 // playground.js with a fake document and a fake kernel: protocol, keys, escaping, palette.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-const path = new URL("../../gptj_lab/widgets/playground.js", import.meta.url);
-const source = readFileSync(path, "utf8");
-const view = await import("data:text/javascript;base64," + Buffer.from(source).toString("base64"));
+import { Node, module, page as makePage } from "./page.mjs";
 
-class Node {
-  constructor(tag, doc) {
-    Object.assign(this, { tagName: tag.toUpperCase(), ownerDocument: doc, children: [], attributes: {},
-      listeners: {}, style: {}, dataset: {}, hidden: false, disabled: false, text: "", className: "" });
-    this.classList = {
-      add: (name) => (this.className += ` ${name}`),
-      contains: (name) => this.className.split(" ").includes(name),
-    };
-  }
-  set textContent(value) { this.text = String(value); this.children = []; }
-  get textContent() { return this.text + this.children.map((c) => c.textContent).join(""); }
-  set innerHTML(_) { throw new Error("innerHTML is never used"); }
-  setAttribute(name, value) { this.attributes[name] = String(value); }
-  getAttribute(name) { return this.attributes[name] ?? null; }
-  removeAttribute(name) { delete this.attributes[name]; }
-  append(...nodes) { this.children.push(...nodes); nodes.forEach((n) => (n.parent = this)); }
-  prepend(...nodes) { this.children.unshift(...nodes); }
-  replaceChildren(...nodes) { this.children = nodes; }
-  addEventListener(name, f) { (this.listeners[name] ??= []).push(f); }
-  fire(name, event = {}) {
-    const full = { target: this, preventDefault() {}, stopPropagation() {}, ...event };
-    for (let node = this; node; node = node.parent) (node.listeners[name] ?? []).forEach((f) => f(full));
-  }
-  focus() { this.ownerDocument.active = this; this.fire("focusin"); }
-  all(name) {
-    return this.children.flatMap((c) => [...(c.classList.contains(name) ? [c] : []), ...c.all(name)]);
-  }
-  get(name) { return this.all(name)[0]; }
-}
+const { source, view } = await module("playground");
 
 function setup() {
-  const doc = {};
-  doc.createElement = (tag) => new Node(tag, doc);
-  doc.body = new Node("body", doc);
-  doc.documentElement = new Node("html", doc);
-  doc.defaultView = {
-    getComputedStyle: () => ({ getPropertyValue: () => "", backgroundColor: "rgb(255, 255, 255)" }),
-    MutationObserver: class { observe() {} disconnect() { doc.disconnected = true; } },
-  };
+  const doc = makePage();
   const el = new Node("div", doc);
   const sent = [];
   const handlers = [];
@@ -152,9 +114,7 @@ test("a closed view lets go", () => {
 
 test("the theme is the notebook's", () => {
   const page = (attributes, html = "", background = "rgb(255, 255, 255)", code = "") => {
-    const doc = {};
-    doc.body = new Node("body", doc);
-    doc.documentElement = new Node("html", doc);
+    const doc = makePage();
     Object.assign(doc.body.attributes, attributes);
     doc.documentElement.className = html;
     return view.theme(doc, () => ({ getPropertyValue: () => code, backgroundColor: background }));
