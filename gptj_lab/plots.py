@@ -72,25 +72,29 @@ def mesh_placement(
         who = f"device{'s' * (len(owners) > 1)} {', '.join(map(str, owners))}"
         text = "all of it\non every device" if count == 1 else f"slice {number + 1}\n{who}"
         _slice(matrix, (left, top, right - left, bottom - top), number, text)
-    for axes, (rows, columns) in (
-        (mesh, devices.shape),
-        (matrix, shape[-2:] if len(shape) > 1 else (1, *shape)),
-    ):
-        axes.set_xlim(0, columns)
-        axes.set_ylim(rows, 0)
-        axes.xaxis.tick_top()
-    mesh.set_xticks(
-        np.arange(devices.shape[1]) + 0.5, [f"model {i}" for i in range(len(devices[0]))]
-    )
-    mesh.set_yticks(np.arange(len(devices)) + 0.5, [f"data {i}" for i in range(len(devices))])
-    mesh.tick_params(length=0, labelsize=8)
-    mesh.spines[:].set_visible(False)
-    matrix.tick_params(labelsize=8)
-    if len(shape) == 1:
-        matrix.set_yticks([])
-        matrix.set_box_aspect(0.2)
+    _frame_mesh(mesh, devices.shape)
+    _frame_matrix(matrix, shape)
     figure.suptitle(title, size=9, parse_math=False)
     return figure
+
+
+def _frame_mesh(axes: Any, shape: tuple[int, ...]) -> None:
+    rows, columns = shape
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.xaxis.tick_top()
+    axes.set_xticks(np.arange(columns) + 0.5, [f"model {i}" for i in range(columns)])
+    axes.set_yticks(np.arange(rows) + 0.5, [f"data {i}" for i in range(rows)])
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+
+
+def _frame_matrix(axes: Any, shape: tuple[int, ...]) -> None:
+    axes.set(xlim=(0, shape[-1]), ylim=(shape[-2] if len(shape) > 1 else 1, 0))
+    axes.xaxis.tick_top()
+    axes.tick_params(labelsize=8)
+    if len(shape) == 1:
+        axes.set_yticks([])
+        axes.set_box_aspect(0.2)
 
 
 def _slice(axes: Any, box: tuple[float | int, ...], number: int, text: str) -> None:
