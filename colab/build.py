@@ -1,4 +1,7 @@
-"""Makes colab/NAME.ipynb from every notebooks/NAME.ipynb: the same cells, ready for Colab."""
+"""Makes colab/NAME.ipynb from every source: the same cells, ready for Colab.
+
+Sources are all of notebooks/, and those of colab/sources/, which are for Colab alone.
+"""
 
 import hashlib
 import sys
@@ -45,24 +48,29 @@ os.chdir("gptj-lab")
 RUNTIME = """#@title What runtime is this?
 import jax
 
+import gptj_lab
+
 devices = jax.devices()
 memory = (devices[0].memory_stats() or {}).get("bytes_limit")
 size = "" if memory is None else f", {memory / 1e9:.1f} GB each"
 kind = f"{devices[0].device_kind} ({devices[0].platform})"
 print(f"{len(devices)} x {kind}{size}, jax {jax.__version__}")
-six_b = {"float32": 24.2e9, "bfloat16": 12.1e9}
+names = {"TPU v5 lite": "colab-v5e-1", "TPU v6 lite": "colab-v6e-1", "Tesla T4": "colab-t4"}
+HARDWARE = names.get(devices[0].device_kind, "laptop")  # as gptj_lab.plan calls it
 if devices[0].platform == "cpu":
     print("A CPU: quick enough for pocket. For GPT-J-6B: Runtime > Change runtime type.")
-elif memory is not None:
-    fits = [name for name, needed in six_b.items() if needed + 1.5e9 < memory]
-    print(f"GPT-J-6B fits with WEIGHTS = {fits[0]!r}." if fits else "GPT-J-6B doesn't fit: pocket.")
+elif memory is not None or HARDWARE != "laptop":
+    formats = ("float32", "bfloat16", "int8")
+    fits = [w for w in formats if gptj_lab.plan("gpt-j-6b", HARDWARE, weights=w).fits]
+    words = " or ".join(map(repr, fits))
+    print(f"GPT-J-6B fits with WEIGHTS = {words}." if fits else "GPT-J-6B doesn't fit: pocket.")
 if "T4" in devices[0].device_kind:
     print("A T4 has no bfloat16 in hardware: float16 is quicker.")
 """
 
 FORMS = {
     "MODEL": '#@param ["pocket", "EleutherAI/gpt-j-6b"] {allow-input: true}',
-    "WEIGHTS": '#@param ["float32", "bfloat16", "float16"]',
+    "WEIGHTS": '#@param ["float32", "bfloat16", "float16", "int8"]',
 }
 
 
@@ -89,7 +97,7 @@ def colab(source: NotebookNode, name: str) -> NotebookNode:
     made = nbformat.v4.new_notebook(
         metadata={
             "accelerator": "TPU",
-            "colab": {"name": f"{name}.ipynb", "provenance": []},
+            "colab": {"name": f"{name}.ipynb", "provenance": [], "gpuType": "V5E1"},
             "kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python"},
         }
@@ -119,14 +127,19 @@ def _with_forms(text: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+def sources() -> list[Path]:
+    """Every notebook that has a form for Colab."""
+    return sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("colab/sources/*.ipynb")])
+
+
+def main(folder: Path) -> None:
+    """Writes them all into a folder."""
+    for path in sources():
         made = colab(nbformat.read(path, as_version=4), path.stem)
         nbformat.validate(made)
-        target = ROOT / "colab" / path.name
-        nbformat.write(made, target)
-        print(f"wrote {target.relative_to(ROOT)}", file=sys.stderr)
+        nbformat.write(made, folder / path.name)
+        print(f"wrote {folder / path.name}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "colab")

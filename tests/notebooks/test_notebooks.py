@@ -1,21 +1,27 @@
 """The notebooks as committed are clean, and run from the top, here and under Colab's rules."""
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import gptj_lab
+
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "stand_in"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = sorted((ROOT / "colab").glob("*.ipynb"))
+SOURCES = sorted((ROOT / "colab" / "sources").glob("*.ipynb"))  # of those that are Colab's alone
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -62,16 +68,46 @@ def test_the_code_prompts_are_those_of_the_well_known_demonstration():
 
 def test_colab_notebooks_are_made_and_not_edited(tmp_path):
     before = {path.name: path.read_bytes() for path in COLAB}
-    assert set(before) == {path.name for path in NOTEBOOKS}
-    code = (
-        "import sys; sys.path.insert(0, 'colab'); import build, nbformat, pathlib\n"
-        "for p in sorted(pathlib.Path('notebooks').glob('*.ipynb')):\n"
-        "    made = build.colab(nbformat.read(p, as_version=4), p.stem)\n"
-        f"    nbformat.write(made, pathlib.Path({str(tmp_path)!r}) / p.name)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert set(before) == {path.name for path in [*NOTEBOOKS, *SOURCES]}
+    subprocess.run([sys.executable, "colab/build.py", str(tmp_path)], cwd=ROOT, check=True)
     for name, bytes_ in before.items():
         assert (tmp_path / name).read_bytes() == bytes_, f"{name}: run `make colab`"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_source_for_colab_alone_keeps_the_rules_of_notebooks(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert all(part in text for part in ("**You will learn**", "**It runs on**", "## What we saw"))
+    assert "## Next" in notebook.cells[-1].source
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 30
+            assert not re.search(r"^\s*class ", cell.source, re.M)
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "name", "advice"),
+    [
+        ("TPU v5 lite", "tpu", "colab-v5e-1", "WEIGHTS = 'bfloat16' or 'int8'."),
+        ("TPU v6 lite", "tpu", "colab-v6e-1", "WEIGHTS = 'float32' or 'bfloat16' or 'int8'."),
+        ("Tesla T4", "gpu", "colab-t4", "WEIGHTS = 'bfloat16' or 'int8'."),
+        ("cpu", "cpu", "laptop", "quick enough for pocket"),
+    ],
+)
+def test_the_runtime_is_told_which_weights_fit(kind, platform, name, advice, monkeypatch, capsys):
+    module = importlib.util.spec_from_file_location("build", ROOT / "colab" / "build.py")
+    build = importlib.util.module_from_spec(module)
+    module.loader.exec_module(build)
+    device = types.SimpleNamespace(device_kind=kind, platform=platform, memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    told: dict = {}
+    exec(build.RUNTIME, told)
+    said = capsys.readouterr().out
+    assert told["HARDWARE"] == name and advice in said
+    assert ("float16 is quicker" in said) == (name == "colab-t4")
 
 
 @pytest.mark.parametrize("path", COLAB, ids=lambda p: p.stem)
@@ -114,20 +150,56 @@ def colab(tmp_path):
     return execute
 
 
-@pytest.mark.parametrize("path", COLAB, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_under_the_rules_of_colab(path, colab):
-    notebook = nbformat.read(path, as_version=4)
+    under_the_rules(nbformat.read(ROOT / "colab" / path.name, as_version=4), colab)
+
+
+def test_the_6b_notebook_plans_loads_prompts_and_keeps(colab, tmp_path):
+    notebook = nbformat.read(ROOT / "colab" / "prompt_gptj_6b.ipynb", as_version=4)
+    shown = under_the_rules(with_pocket(notebook, KEEP_IN=str(tmp_path / "kept")), colab)
+    for words in (
+        "pocket in int8, generate", "It fits", "LanguageModel('pocket'", "d_model 256, int8",
+        "Time to the first token", "def is_even(i)", "Next time: MODEL = ",
+    ):  # fmt: skip
+        assert words in shown, words
+    kept = gptj_lab.load(tmp_path / "kept")
+    assert kept.weights == "int8"
+    text = kept.generate("Once upon a time", max_new_tokens=20, temperature=0)[0].text
+    pocket = gptj_lab.load("pocket", weights="int8")
+    assert text == pocket.generate("Once upon a time", max_new_tokens=20, temperature=0)[0].text
+
+
+def under_the_rules(notebook, colab) -> str:
+    """All that a notebook shows as it runs on Colab, where it tells the runtime and has a view."""
     calls = colab(notebook)
     assert len(calls) == 1 and "./gptj-lab" in calls[0]
-    said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
-    assert "(cpu)" in said, "the runtime is told"
-    views = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    ]
-    assert views, "the Playground is shown"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert "(cpu)" in "".join(output.get("text", "") for output in outputs), "the runtime is told"
+    view = "application/vnd.jupyter.widget-view+json"
+    assert any(view in output.get("data", {}) for output in outputs), "the Playground is shown"
+    return "".join(map(str, outputs))
+
+
+def test_the_6b_notebook_stops_where_the_plan_says_no(colab):
+    notebook = nbformat.read(ROOT / "colab" / "prompt_gptj_6b.ipynb", as_version=4)
+    too_large = "HARDWARE, WEIGHTS = 'colab-v5e-1', 'float32'"
+    i = next(i for i, cell in enumerate(notebook.cells) if "gptj_lab.plan(MODEL" in cell.source)
+    notebook.cells.insert(i, nbformat.v4.new_code_cell(too_large))
+    with pytest.raises(CellExecutionError, match="the plan above says what to change"):
+        colab(notebook)
+    planned = str(notebook.cells[i + 2].outputs)  # the rules come first, then ours
+    assert "It does not fit" in planned and "It would fit with bfloat16 weights" in planned
+
+
+def with_pocket(notebook, **parameters):
+    """The notebook with the pocket model, and other parameters, in its forms."""
+    for name, value in ({"MODEL": "pocket"} | parameters).items():
+        pattern = rf"^{name} = \"[^\"]*\"(?=  #@param)"
+        cells = [cell for cell in notebook.cells if re.search(pattern, cell.source, re.M)]
+        assert len(cells) == 1, f"{name} stands in {len(cells)} forms"
+        cells[0].source = re.sub(pattern, f"{name} = {value!r}", cells[0].source, flags=re.M)
+    return notebook
 
 
 def test_installs_beside_packages_outside_our_range_without_touching_jax(colab):
