@@ -107,7 +107,8 @@ def open_notebook(lab, browser):
     def opened(name):
         page = browser.new_page(viewport={"width": 1280, "height": 960})
         page.set_default_timeout(60_000)
-        page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}")
+        # A workspace of its own: JupyterLab would open the other notebooks' tabs again.
+        page.goto(f"{address}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={token}")
         page.locator(".jp-NotebookPanel").wait_for()
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.get_by_text("| Idle").wait_for()  # before, running a cell asks which kernel to take

@@ -38,7 +38,7 @@ def test_pointing_at_a_device_tells_what_jax_tells_of_its_slices(page, run_cell)
     mesh = view(page)
     mesh.scroll_into_view_if_needed()
     assert mesh.locator(".gptj-device").count() == 8
-    assert mesh.locator(".gptj-group[open] summary").all_inner_texts() == ["blocks.0"]
+    assert mesh.locator(".gptj-group[open] summary").all_text_contents() == ["blocks.0"]
     mesh.locator(".gptj-weight", has_text="mlp.fc_in.weight").first.click()
     mesh.locator(".gptj-cut", has_text="blocks.0.mlp.fc_in.weight").wait_for()
     mesh.locator(".gptj-device", has_text="device 5").hover()

@@ -31,7 +31,9 @@ def page(open_notebook):
 def ran(page, run_all):
     """The notebook after Run > Run All Cells: every code cell has its number."""
     run_all(page)
-    page.locator(".gptj-playground").first.wait_for()
+    view = page.locator(".gptj-playground").first
+    view.wait_for(state="attached")  # far down the page JupyterLab keeps it invisible
+    view.scroll_into_view_if_needed()
     return page
 
 
