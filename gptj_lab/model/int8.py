@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-_TILE = 128  # rows converted at a time on the CPU
+_TILE, _TILES = 64, 4  # rows converted at a time on the CPU, and such tiles in a step
 _CHUNK = 1024  # rows quantised at a time, so that no second copy of a weight exists
 
 
@@ -78,16 +78,15 @@ def _whole(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> j
 
 
 def _by_tiles(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
-    """Two tiles a step: XLA:CPU converts each on one thread, and runs both at once."""
+    """Several tiles a step: XLA:CPU converts each on one thread, and runs them side by side."""
     d_out, d_in = values.shape
-    steps = d_out // (2 * _TILE)
-    whole = steps * 2 * _TILE
+    steps = d_out // (_TILES * _TILE)
+    whole = steps * _TILES * _TILE
 
-    def step(pair: jax.Array) -> jax.Array:
-        one, two = (jnp.einsum("oi,ri->or", tile.astype(x.dtype), x) for tile in pair)
-        return jnp.concatenate([one, two])
+    def step(tiles: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.einsum("oi,ri->or", t.astype(x.dtype), x) for t in tiles])
 
-    tiles = values[:whole].reshape(steps, 2, _TILE, d_in)
+    tiles = values[:whole].reshape(steps, _TILES, _TILE, d_in)
     out = jax.lax.map(step, tiles).reshape(whole, -1).T if steps else None
     if whole == d_out:
         return out  # type: ignore[return-value]
