@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gptj_lab import presets
 from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
 from gptj_lab.checkpoints.convert import tokenizer_of
 from gptj_lab.checkpoints.filling import fill
@@ -26,10 +27,6 @@ from gptj_lab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptj_lab.generation.decoding import Completion
-
-_PACKAGE = Path(__file__).parent
-# In a clone the embedded model lies beside the package, in a wheel inside it.
-_POCKET = (_PACKAGE / "pocket", _PACKAGE.parent / "data" / "pocket")
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted"))
@@ -256,7 +253,7 @@ def find(name: str, revision: str | None = None) -> Path:
     if revision is not None and (name == "pocket" or path.is_dir()):
         raise ValueError(f"revision is {revision!r}, but {name} doesn't come from the hub")
     if name == "pocket":
-        for directory in _POCKET:
+        for directory in presets.POCKET:
             if (directory / "config.json").is_file():
                 return directory
         raise FileNotFoundError(

@@ -6,10 +6,14 @@
 """
 
 import difflib
+from pathlib import Path
 from types import MappingProxyType
 
 from gptj_lab.config import ModelConfig
 
+_PACKAGE = Path(__file__).parent
+# Where the embedded model lies: in a wheel inside the package, in a clone beside it.
+POCKET = (_PACKAGE / "pocket", _PACKAGE.parent / "data" / "pocket")
 _END_OF_TEXT = 50256  # of GPT-2's tokenizer
 
 

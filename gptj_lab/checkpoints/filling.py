@@ -45,9 +45,8 @@ def fill(
             or infinite; the message names it. All but the last is found before any is read.
     """
     check_dtype(dtype)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
-    flat = nnx.to_flat_state(state)
-    wanted = families.tensors(config, {path: leaf.get_value().shape for path, leaf in flat})
+    graph, state = _abstract(config)
+    wanted = families.tensors(config, parameter_shapes(config))
     tensors = checked(config, stored, where)
     put = place or (lambda path, values: jax.device_put(values))
     found: dict[families.Path, Any] = {}
@@ -64,7 +63,8 @@ def fill(
                 found[path] = _held(path, view, scale, dtype, put, name, tensor.where)
                 del view
             advance(tensor.nbytes)
-    return nnx.merge(graph, nnx.from_flat_state([(p, leaf.replace(found[p])) for p, leaf in flat]))
+    flat = [(path, leaf.replace(found[path])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def _held(
@@ -161,8 +161,13 @@ def checked(
     return found
 
 
-@functools.lru_cache(maxsize=4)
 def parameter_shapes(config: ModelConfig) -> Mapping[families.Path, tuple[int, ...]]:
     """The shape of every parameter of a network, by its path; nothing is computed."""
-    state = nnx.state(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
-    return {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
+    flat = nnx.to_flat_state(_abstract(config)[1])
+    return {path: leaf.get_value().shape for path, leaf in flat}
+
+
+@functools.lru_cache(maxsize=4)
+def _abstract(config: ModelConfig) -> tuple[Any, Any]:
+    """The graph of a network, and its state with shapes in place of arrays."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))

@@ -142,10 +142,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
         for module, leaf, name, join in _LAYER
     ]
     rows += [(root + module, leaf, name, join) for module, leaf, name, join in _OUTER]
-    shapes = {
-        tensor.name: parameter_shapes(config)[tensor.paths[0]]
-        for tensor in families.tensors(config, parameter_shapes(config)).values()
-    }
+    tensors = families.tensors(config, parameter_shapes(config))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     shapes[""] = (config.d_model,)
     found = [Parameter(*row, shapes[row[2]]) for row in sorted(rows)]
     return [row._replace(shape=row.shape[::-1]) if row.turned else row for row in found]

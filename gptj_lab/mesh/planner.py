@@ -16,8 +16,6 @@ from gptj_lab.mesh import hardware as machines
 from gptj_lab.mesh.planner_memory import JOBS, WEIGHTS, Setting, needed
 from gptj_lab.mesh.planner_speed import tokens_per_second
 
-_PACKAGE = Path(__file__).parents[1]
-_POCKET = (_PACKAGE / "pocket", _PACKAGE.parent / "data" / "pocket")
 _MOST_MODEL = 8  # widest `model` axis that is chosen unasked: GPT-J's own
 
 
@@ -228,7 +226,7 @@ def _named(model: Any) -> tuple[str, ModelConfig]:
             f"model is a {type(model).__name__}: a ModelConfig, a LanguageModel or a name is needed"
         )
     name = str(model)
-    folders = _POCKET if name == "pocket" else (Path(name).expanduser(),)
+    folders = presets.POCKET if name == "pocket" else (Path(name).expanduser(),)
     for folder in folders:
         if (folder / "config.json").is_file():
             return name, ModelConfig.from_file(folder / "config.json")

@@ -141,9 +141,8 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
     Raises:
         ValueError: as `check` and `parameter_spec`.
     """
-    check(config, mesh)
-    graph, state = nnx.split(network)
     onto = placing(config, mesh)
+    graph, state = nnx.split(network)
     placed = [
         (path, leaf.replace(_placed(path, leaf.get_value(), onto)))
         for path, leaf in nnx.to_flat_state(state)
