@@ -11,9 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import planner_programs as programs
+from gptj_lab.names import DATA, MODEL
 
 JOBS = ("generate", "lora", "finetune", "pretrain")
 WEIGHTS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # bytes a weight
@@ -82,13 +84,14 @@ def held(config: ModelConfig, weights: str, rank: int | None, model: int) -> tup
     one_block = dataclasses.replace(config, num_layers=1)
     state = nnx.state(programs.abstract_network(one_block, weights, rank))
     plain = WEIGHTS["bfloat16" if weights == "int8" else weights]
+    mesh = AbstractMesh((1, model), (DATA, MODEL))
     totals = {False: 0, True: 0}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         name = programs.path_name(path)
         adapter = "lora_" in name
         keeps = adapter or programs.is_int8_scale(name) or leaf.dtype == jnp.int8
         size = leaf.dtype.itemsize if keeps else plain
-        share = model if any(programs.placement(name)) else 1
+        share = model if any(programs.placement(name, config, mesh)) else 1
         copies = config.num_layers if "blocks" in name else 1
         totals[adapter or rank is None] += leaf.size * size * copies // share
     return totals[False], totals[True]

@@ -5,22 +5,26 @@ The training steps stand in for finetuning/, and move there when it exists.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
+from gptj_lab.mesh.sharding import parameter_spec
 from gptj_lab.model import sites
 from gptj_lab.model.cache import empty_cache
 from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.linear import Linear
 from gptj_lab.model.transformer import Transformer
+from gptj_lab.names import DATA, MODEL
 
+_OUTERMOST = ("embed", "position_embed", "blocks", "final_ln", "head")
 LOSS_CHUNKS = 8  # pieces of the sequence whose logits exist at a time
 
 
@@ -55,11 +59,11 @@ def generate_programs(
     """Reading a prompt of `context` tokens, and one more token after it."""
     dtype = "bfloat16" if weights == "int8" else weights
     graph, state = nnx.split(abstract_network(config, weights, None))
-    state = _placed(state, mesh, dtype)
-    token = _shape(mesh, (batch, 1), jnp.int32, "data")
-    prompt = _shape(mesh, (batch, context), jnp.int32, "data")
-    lengths = _shape(mesh, (batch,), jnp.int32, "data")
-    layout = NamedSharding(mesh, PartitionSpec("data", "model"))
+    state = placed(state, config, mesh, dtype)
+    token = _shape(mesh, (batch, 1), jnp.int32, DATA)
+    prompt = _shape(mesh, (batch, context), jnp.int32, DATA)
+    lengths = _shape(mesh, (batch,), jnp.int32, DATA)
+    layout = NamedSharding(mesh, PartitionSpec(DATA, MODEL))
     cache = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
         jax.eval_shape(lambda: empty_cache(config, batch, context, dtype)),
@@ -101,11 +105,12 @@ def training_program(
         part if isinstance(part, nnx.GraphDef) else _stacked(part, config.num_layers)
         for part in nnx.split(network, kind, ...)
     )
-    trained = _placed(trained, mesh, weights if rank is None else "float32", stacked=True)
-    frozen = _placed(frozen, mesh, "bfloat16" if weights == "int8" else weights, stacked=True)
+    place = functools.partial(placed, config=config, mesh=mesh, stacked=True)
+    trained = place(trained, dtype=weights if rank is None else "float32")
+    frozen = place(frozen, dtype="bfloat16" if weights == "int8" else weights)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.1))
-    moments = _placed(jax.eval_shape(optimiser.init, trained), mesh, None, stacked=True)
-    ids = _shape(mesh, (batch, context), jnp.int32, "data")
+    moments = place(jax.eval_shape(optimiser.init, trained), dtype=None)
+    ids = _shape(mesh, (batch, context), jnp.int32, DATA)
 
     def step(trained: Any, moments: Any, frozen: Any, ids: Array, targets: Array) -> Any:
         def loss(trained: Any) -> Array:
@@ -196,13 +201,15 @@ def _stacked(tree: Any, layers: int) -> Any:
     return jax.tree_util.tree_map_with_path(stack, tree)
 
 
-def _placed(tree: Any, mesh: Mesh, dtype: str | None, *, stacked: bool = False) -> Any:
+def placed(
+    tree: Any, config: ModelConfig, mesh: Mesh, dtype: str | None, *, stacked: bool = False
+) -> Any:
     """The shapes of a tree with their placements; floats in `dtype`, scales of int8 in float32."""
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = path_name(path)
         cast = dtype is not None and leaf.dtype == jnp.float32 and not is_int8_scale(name)
-        spec = placement(name) if leaf.ndim else PartitionSpec()
+        spec = placement(name, config, mesh) if leaf.ndim else PartitionSpec()
         if stacked and "blocks" in name:
             spec = PartitionSpec(None, *spec)
         sharding = NamedSharding(mesh, spec)
@@ -222,21 +229,20 @@ def is_int8_scale(name: str) -> bool:
     return "weight" in parts and parts[-1] == "scale"
 
 
-def placement(name: str) -> PartitionSpec:
-    """Where a parameter of that path lies: Megatron's cut (Shoeybi et al. 2019) over `model`."""
-    parts = name.split(".")
-    matrix = "weight" in parts and not is_int8_scale(name)
-    if "embed" in parts:
-        return PartitionSpec("model", None)
-    if "lora_a" in parts:
+def placement(name: str, config: ModelConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where the leaf of that path lies: an adapter here, everything else in sharding's table.
+
+    The path may begin with an optimiser's own ("1.0.mu.embed.value") and pass an adapter's base.
+    """
+    parts = [part for part in name.split(".") if part not in ("value", "base")]
+    if parts[-1] == "lora_a":
         return PartitionSpec()
-    if "lora_b" in parts:
-        return PartitionSpec(None, "model")
-    if {"out", "fc_out"} & set(parts):
-        return PartitionSpec(None, "model") if matrix else PartitionSpec()
-    if {"q", "k", "v", "fc_in", "head"} & set(parts):
-        return PartitionSpec("model", None) if matrix else PartitionSpec("model")
-    return PartitionSpec()
+    if parts[-1] == "lora_b":  # of q and v: their rows are cut
+        return PartitionSpec(None, MODEL)
+    if "weight" in parts:  # of int8: values as a plain weight, a scale for each of its rows
+        parts[parts.index("weight") :] = ["scale" if is_int8_scale(name) else "weight"]
+    first = next(i for i, part in enumerate(parts) if part in _OUTERMOST)
+    return parameter_spec(parts[first:], config, mesh)
 
 
 def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.ShapeDtypeStruct:

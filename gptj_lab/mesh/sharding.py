@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gptj_lab.config import ModelConfig
@@ -110,7 +110,9 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
             )
 
 
-def parameter_spec(path: Sequence[Any] | str, config: ModelConfig, mesh: Mesh) -> PartitionSpec:
+def parameter_spec(
+    path: Sequence[Any] | str, config: ModelConfig, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """The axes that the parameter at `path` ("blocks.3.attn.q.weight", or its parts) is cut over.
 
     Raises:

@@ -45,7 +45,7 @@ def steps(name: str, weights: str, topology: str) -> dict[str, programs.Program]
     dtype = "bfloat16" if weights == "int8" else weights
     vocab, room, int32 = config.vocab_size, config.context, jnp.int32
     graph, state = nnx.split(programs.abstract_network(config, weights, None))
-    state = programs._placed(state, mesh, dtype)
+    state = programs.placed(state, config, mesh, dtype)
 
     def shapes_of(function: Any) -> Any:
         return jax.tree.map(lambda leaf: on_it(leaf.shape, leaf.dtype), jax.eval_shape(function))
