@@ -130,18 +130,15 @@ def _kept(setting: Setting) -> int:
 
 
 def _training_workspace(setting: Setting) -> int:
-    """Copies of weights, and the backward pass of one block or the loss, whichever is more."""
+    """The backward pass of one block or of a piece of the loss, whichever is more."""
     config = setting.config
     scores, wide, narrow = _block_arrays(setting)
     rows = setting.batch // setting.data
-    # The stacked weights of q, k and v lie in memory a second time, in the layout that the scan's
-    # products want: so says the compiler's list of buffers (libtpu 0.0.42).
-    copies = 3 * config.num_layers * config.d_model**2 * WEIGHTS[setting.weights] // setting.model
     # The softmax's output and its gradient in float32, one of them in bfloat16 too; both sides of
     # GELU; residual, norm and what attention read.
     block = scores * (2 * 4 + 2) + 2 * 2 * wide + 3 * 2 * narrow
     piece = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
-    return copies + max(block, 3 * 4 * piece)
+    return max(block, 3 * 4 * piece)
 
 
 def _block_arrays(setting: Setting) -> tuple[int, int, int]:
