@@ -94,9 +94,14 @@ def measure(directory: Path, weights: str) -> dict[str, float]:
     return json.loads(run.stdout)
 
 
-def bound(measured: dict[str, float], weights: str) -> float:
-    """The most bytes that loading may reach: 1.15 x what stays resident, and one tensor."""
-    width = 4 if weights == "int8" else DTYPES[weights].itemsize
+def bound(measured: dict[str, float], weights: str, stored: str = "bfloat16") -> float:
+    """The most bytes that loading may reach: 1.15 x what stays resident, and one tensor.
+
+    The tensor counts in the wider of the two dtypes: the pages of the file that are mapped while
+    it is read are resident too (a .bin is read twice, the first time for its checksum).
+    """
+    kept = "float32" if weights == "int8" else weights
+    width = max(DTYPES[kept].itemsize, DTYPES[stored].itemsize)
     return 1.15 * measured["after"] + measured["largest"] * width
 
 
