@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,7 +202,7 @@ def _plan(chosen: argparse.Namespace) -> int:
     answers = compile_plan(plan)
     print("The TPU compiler's own answer, by program:")
     for answer in answers:
-        print(f"  {answer}")
+        print(textwrap.indent(str(answer), "  "))
     return 0 if all(answer.fits for answer in answers) else 1
 
 

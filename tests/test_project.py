@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DIRECTION = (
     ("names", "hugging_face_config"),
     ("config", "tokenizer"),
-    ("presets", "model"),
+    ("presets", "model", "scaling"),
     ("mesh", "checkpoints"),
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),

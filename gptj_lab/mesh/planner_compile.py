@@ -13,6 +13,8 @@ import subprocess
 import sys
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh.planner import Plan, gigabytes
 from gptj_lab.mesh.planner_memory import Setting
@@ -42,16 +44,25 @@ class Compiled:
             it said that it would need, or None if it gave no number.
         fits: whether it compiled.
         message: why not, in the compiler's words.
+        exchanges: what devices exchange, as (place, kind, mesh axes, how often, bytes of the
+            results on one device, all together). Places are those of `exchanged`; what stands in
+            a block happens once for each block.
     """
 
     program: str
     peak: int | None
     fits: bool
     message: str = ""
+    exchanges: tuple[tuple[str, str, str, int, int], ...] = ()
 
     def __str__(self) -> str:
         if self.fits and self.peak is not None:
-            return f"{self.program}: fits, peak {gigabytes(self.peak)}"
+            lines = [f"{self.program}: fits, peak {gigabytes(self.peak)}"]
+            lines += [
+                f"  {place}: {count} {kind} over {axes}, {gigabytes(size)}"
+                for place, kind, axes, count, size in self.exchanges
+            ]
+            return "\n".join(lines)
         needs = "" if self.peak is None else f", would need {gigabytes(self.peak)}"
         return f"{self.program}: refused{needs}: {self.message}"
 
@@ -87,7 +98,10 @@ def compile_plan(plan: Plan, *, seconds: float = 1800) -> list[Compiled]:
     if run.returncode:
         last = run.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise OSError(f"the TPU compiler failed: {last[0]}")
-    return [Compiled(**answer) for answer in json.loads(run.stdout.splitlines()[-1])]
+    answers = json.loads(run.stdout.splitlines()[-1])
+    for answer in answers:
+        answer["exchanges"] = tuple(map(tuple, answer["exchanges"]))
+    return [Compiled(**answer) for answer in answers]
 
 
 def bytes_wanted(message: str) -> int | None:
@@ -98,11 +112,31 @@ def bytes_wanted(message: str) -> int | None:
     return None
 
 
+def exchanged(program: str, mesh: Mesh) -> list[tuple[str, str, str, int, int]]:
+    """The exchanges in the text of a compiled training step, added up by place.
+
+    The places are "a block, forward", "a block, backward", "a piece of the loss" (there and back)
+    and "the rest"; the compiler may join several sums into one collective, which counts once.
+    """
+    from gptj_lab.mesh.planner_programs import BLOCK, LOSS
+    from gptj_lab.mesh.report import collectives
+
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    for each in collectives(program, mesh):
+        place = "the rest"
+        if LOSS in each.where:
+            place = "a piece of the loss"
+        elif BLOCK in each.where:
+            back = "transpose" in each.where or "remat" in each.where
+            place = "a block, backward" if back else "a block, forward"
+        sums.setdefault((place, each.kind, " and ".join(each.axes)), []).append(each.bytes)
+    return [(*key, len(sizes), sum(sizes)) for key, sizes in sorted(sums.items())]
+
+
 def _answers(topology: str, setting: Setting) -> list[Compiled]:
     """In the process of its own: compiles every program of the job."""
     import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import Mesh
 
     from gptj_lab.mesh import planner_programs as programs
 
@@ -116,21 +150,25 @@ def _answers(topology: str, setting: Setting) -> list[Compiled]:
     else:
         rank = setting.rank if setting.job == "lora" else None
         steps = {"train": programs.training_program(*shape, rank=rank, remat=setting.remat)}
-    return [_compiled(name, program) for name, program in steps.items()]
+    return [_compiled(name, program, mesh) for name, program in steps.items()]
 
 
-def _compiled(name: str, program: Any) -> Compiled:
+def _compiled(name: str, program: Any, mesh: Mesh | None = None) -> Compiled:
     import jax
 
     lowered = program.step.lower(*program.arguments)
     try:
-        statistics = lowered.compile(compiler_options=_OPTIONS).memory_analysis()
+        compiled = lowered.compile(compiler_options=_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
             raise
         return Compiled(name, bytes_wanted(message), False, message.splitlines()[0])
-    return Compiled(name, int(statistics.peak_memory_in_bytes), True)
+    peak = int(compiled.memory_analysis().peak_memory_in_bytes)
+    exchanges = []
+    if mesh is not None and mesh.size > 1 and name == "train":
+        exchanges = exchanged(str(compiled.as_text()), mesh)
+    return Compiled(name, peak, True, exchanges=tuple(exchanges))
 
 
 def _main() -> None:

@@ -25,6 +25,7 @@ from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA, MODEL
 
 _OUTERMOST = ("embed", "position_embed", "blocks", "final_ln", "head")
+BLOCK, LOSS = "one_block", "piece_of_the_loss"  # what the compiled program's operations are called
 LOSS_CHUNKS = 8  # pieces of the sequence whose logits exist at a time
 
 
@@ -58,7 +59,7 @@ def generate_programs(
 ) -> dict[str, Program]:
     """Reading a prompt of `context` tokens, and one more token after it."""
     dtype = "bfloat16" if weights == "int8" else weights
-    graph, state = nnx.split(abstract_network(config, weights, None))
+    graph, state = nnx.split(_on(abstract_network(config, weights, None), mesh))
     state = placed(state, config, mesh, dtype)
     token = _shape(mesh, (batch, 1), jnp.int32, DATA)
     prompt = _shape(mesh, (batch, context), jnp.int32, DATA)
@@ -99,7 +100,7 @@ def training_program(
     remat: bool,
 ) -> Program:
     """One AdamW step: of adapters of a rank, or of every weight if `rank` is None."""
-    network = abstract_network(dataclasses.replace(config, num_layers=1), weights, rank)
+    network = _on(abstract_network(dataclasses.replace(config, num_layers=1), weights, rank), mesh)
     kind = nnx.Param if rank is None else Adapter
     graph, trained, frozen = (
         part if isinstance(part, nnx.GraphDef) else _stacked(part, config.num_layers)
@@ -137,6 +138,7 @@ def _loss(
         x = x + network.position_embed[...][positions].astype(jnp.bfloat16)
     block_graph, blocks = nnx.split(network.blocks[0])  # its leaves are stacked over layers
 
+    @jax.named_scope(BLOCK)
     def block(x: Array, state: Any) -> tuple[Array, None]:
         return nnx.merge(block_graph, state)(x, positions, None, sites.ignore)[0], None
 
@@ -145,6 +147,7 @@ def _loss(
     end_graph, end = nnx.split((network.final_ln, last))
 
     @jax.checkpoint
+    @jax.named_scope(LOSS)
     def piece(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
         norm, last = nnx.merge(end_graph, end)
         normal = norm(chunk[0])
@@ -182,6 +185,13 @@ def abstract_network(config: ModelConfig, weights: str, rank: int | None) -> Tra
         return network
 
     return nnx.eval_shape(make)
+
+
+def _on(network: Transformer, mesh: Mesh) -> Transformer:
+    """The network as sharding.place leaves it: its blocks know the mesh, where there is one."""
+    for block in network.blocks:
+        block.mesh = mesh if mesh.size > 1 else None
+    return network
 
 
 def _int8(shape: tuple[int, ...]) -> Int8Weight:

@@ -2,8 +2,9 @@
 
 from gptj_lab.mesh.hardware import Hardware
 from gptj_lab.mesh.planner_memory import WEIGHTS, Setting, cache_bytes, held
+from gptj_lab.scaling import six_n
 
-# Of peak arithmetic, counting only what the model needs: what GPT-J's own run reached, 5.4 of
+# Of peak arithmetic, counted as 6 N: what GPT-J's own run reached, 5.4 of
 # 13.4 PFLOP/s (Wang and Komatsuzaki 2021).
 TRAINING_UTILISATION = 0.40
 
@@ -24,5 +25,5 @@ def tokens_per_second(setting: Setting, machine: Hardware) -> float | None:
         plain = WEIGHTS["bfloat16" if setting.weights == "int8" else setting.weights]
         read = frozen + trained - embedding * plain // setting.model + cache_bytes(setting)
         return setting.batch * machine.bandwidth / read
-    operations = (4 if setting.job == "lora" else 6) * (config.num_parameters - embedding)
+    operations = six_n(config) * (4 if setting.job == "lora" else 6) // 6
     return TRAINING_UTILISATION * machine.peak_flops * machine.devices / operations

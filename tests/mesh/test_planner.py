@@ -245,6 +245,20 @@ def test_the_programs_give_a_loss_or_logits(tiny_config, job, weights):
             assert shapes == before, name
 
 
+def test_the_exchanges_of_a_training_step(tiny_config):
+    """Parallel blocks exchange once over `model` on the way there, gradients over `data`."""
+    program = programs(tiny_config(), "finetune", "float32")["train"]
+    mesh = program.arguments[0]["embed"].get_value().sharding.mesh
+    text = program.step.lower(*program.arguments).compile().as_text()
+    found = planner_compile.exchanged(text, mesh)
+    forward = [each for each in found if each[0] == "a block, forward"]
+    # One sequence of 8 tokens by d_model 32; the CPU adds up bfloat16 in float32.
+    assert forward == [("a block, forward", "all-reduce", "model", 1, 8 * 32 * 4)]
+    assert any(each[0] == "a block, backward" and "data" in each[2] for each in found)
+    said = str(planner_compile.Compiled("train", 10**9, True, exchanges=tuple(found)))
+    assert "a block, forward: 1 all-reduce over model, 1.02 kB" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "weights"), PROGRAMS)
 def test_the_programs_compute_on_eight_devices(tiny_config, job, weights):
@@ -257,11 +271,26 @@ def test_the_programs_compute_on_eight_devices(tiny_config, job, weights):
         assert np.isfinite(np.asarray(out[0])).all(), name
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+NEEDS_LIBTPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed: pip install 'gptj_lab[tpu]' in an environment of its own",
 )
+
+
+@pytest.mark.slow
+@NEEDS_LIBTPU
+def test_gptjs_own_run_compiles_for_its_machine():
+    """256 cores as 32 x 8 (Wang and Komatsuzaki 2021)."""
+    (answer,) = planner_compile.compile_plan(
+        gptj_lab.plan("gpt-j-6b", "v3-256", "pretrain", data=32, model=8)
+    )
+    assert answer.fits and answer.peak < 15.48 * 2**30
+    residual = 2048 * 4096 * 2  # bytes of one sequence in bfloat16
+    assert ("a block, forward", "all-reduce", "model", 1, residual) in answer.exchanges
+
+
+@pytest.mark.slow
+@NEEDS_LIBTPU
 @pytest.mark.parametrize("case", planner_table.CASES, ids="-".join)
 def test_paper_and_compiler_agree(case):
     paper, compiled = planner_table.ask(*case)
