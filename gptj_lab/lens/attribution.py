@@ -146,7 +146,7 @@ def attribute(
     )
     shares["heads_by_token"] = shares["heads_by_token"][..., : len(ids)]
     tokens = inputs.display(model, ids)
-    numbers = {name: float(value) if value.ndim == 0 else value for name, value in shares.items()}
+    numbers: dict = {name: v if v.ndim else float(v) for name, v in shares.items()}
     return Attribution(
         tokens=tokens, token_ids=ids, position=position, token=first, other=second,
         subject=_subject(model, first, second, tokens, position), dtype=model.dtype, **numbers,

@@ -2,11 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.linear import Linear
 from gptj_lab.model.transformer import LayerNorm, Transformer
+
+
+class Ends(nnx.Module):
+    """Both ends of the network: what tokens become, and what becomes logits."""
+
+    def __init__(self, network: Transformer):
+        self.embed, self.final_ln, self.head = network.embed, network.final_ln, network.head
 
 
 def matrix(linear: Linear) -> Float[Array, "d_out d_in"]:
@@ -25,7 +33,7 @@ def bias(linear: Linear | None) -> Float[Array, "d_out"] | None:
     return linear.bias.get_value().astype(jnp.float32)
 
 
-def unembedding(network: Transformer) -> Float[Array, "vocab d_model"]:
+def unembedding(network: Transformer | Ends) -> Float[Array, "vocab d_model"]:
     """The float32 matrix from the normalised residual stream to logits; tied or not."""
     if network.head is None:
         return network.embed.get_value().astype(jnp.float32)
