@@ -1,1 +1,1 @@
-"""Seeing inside: what the network reads, writes and decides, measured at its sites."""
+"""Looking inside a model: reading its sites, attributing its logits, changing them to see why."""
