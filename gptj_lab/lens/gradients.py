@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs
+from gptj_lab.lens.interventions import bucket
 from gptj_lab.mesh import sharding
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
@@ -140,7 +141,7 @@ class _Question:
         self.position = inputs.position_of(position, len(self.ids))
         self.token = inputs.token_id_of(model, token)
         self.other = None if other is None else inputs.token_id_of(model, other, "other")
-        self.length = inputs.bucket(len(self.ids), model.config.context)
+        self.length = bucket(len(self.ids), model.config.context)
 
     def embedded(self) -> Float[np.ndarray, "padded d_model"]:
         """The embeddings of the prompt, filled up with token 0 to the program's length."""

@@ -10,9 +10,8 @@ from jaxtyping import Array, Int
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.mesh import sharding
-
-_SHORTEST = 16  # tokens; every program's length is this, doubled as often as is needed
+from gptj_lab.lens.interventions import bucket
+from gptj_lab.mesh import distributed, sharding
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -102,14 +101,6 @@ def display(model: LanguageModel, token_ids: Sequence[int] | np.ndarray) -> tupl
     return tuple(model.tokenizer.display(int(token)) for token in token_ids)
 
 
-def bucket(length: int, context: int) -> int:
-    """The length that programs for `length` tokens are compiled for: 16, 32, 64, ... context."""
-    size = _SHORTEST
-    while size < length:
-        size *= 2
-    return min(size, context)
-
-
 def padded(
     model: LanguageModel, token_ids: Int[np.ndarray, "seq"]
 ) -> Int[Array | np.ndarray, "batch padded"]:
@@ -126,4 +117,4 @@ def split(model: LanguageModel) -> tuple[Any, Any]:
 
 def host(tree: Any) -> Any:
     """The arrays of a tree as NumPy arrays in this process's memory."""
-    return jax.device_get(tree)
+    return jax.tree.map(distributed.gather, tree)
