@@ -69,7 +69,9 @@ def test_tokens_after_the_position_score_nothing(gptj):
 
 def test_more_points_come_closer_and_the_prompt_itself_as_baseline_scores_nothing(gptj):
     gaps = [
-        abs(integrated_gradients(gptj, PROMPT, TOKEN, baseline="mean", steps=steps).completeness_gap)
+        abs(
+            integrated_gradients(gptj, PROMPT, TOKEN, baseline="mean", steps=steps).completeness_gap
+        )
         for steps in (1, 64)
     ]
     assert gaps[1] < 1e-3 < gaps[0]
