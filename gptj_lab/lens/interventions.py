@@ -4,8 +4,6 @@ An edit is an array's entry and never a new program: toggling a head, moving a p
 a vector compiles nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens.edits import HEADS, STREAMS, WIDE, forward
+from gptj_lab.lens.edits import HEADS, OUTSIDE, STREAMS, WIDE, forward, nan_flags
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model import sites as network_sites
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 Positions = int | Sequence[int] | None
 _SHORTEST = 16  # tokens of the smallest bucket
 _VECTORS, _PATTERNS, _EDGES = 4, 2, 16  # room at first; doubled when it is full (one compilation)
-_OUTSIDE = ("embed", "position_embed", "final_ln")
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +63,7 @@ class Interventions:
     config: ModelConfig = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def none(cls, model: LanguageModel, seq: int) -> Interventions:
+    def none(cls, model: "LanguageModel", seq: int) -> "Interventions":
         """No edit at all, for prompts of `seq` tokens and others that are padded to as many.
 
         Raises:
@@ -109,7 +106,7 @@ class Interventions:
     def ablate_head(
         self, layer: int, head: int, how: str = "zero", positions: Positions = None,
         value: Float[np.ndarray, "*seq d_head"] | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """The head's result z replaced: by zeros, or by `value` (a mean, or another prompt's).
 
         Args:
@@ -122,21 +119,21 @@ class Interventions:
         Raises:
             ValueError: what is out of range, or a value that is missing or has another shape.
         """
-        self._check_head(head)
+        self.check_head(head)
         value = self._ablation(how, value, self.config.d_head)
         return self.patch("attn.z", layer, positions, value, head=head)
 
     def ablate_mlp(
         self, layer: int, how: str = "zero", positions: Positions = None,
         value: Float[np.ndarray, "*seq d_model"] | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """What the MLP writes (bias included) replaced; arguments and errors as `ablate_head`."""
         value = self._ablation(how, value, self.config.d_model)
         return self.patch("mlp_out", layer, positions, value)
 
     def patch(
         self, site: str, layer: int, positions: Positions, value: Any, head: int | None = None
-    ) -> Interventions:
+    ) -> "Interventions":
         """The value at a site replaced.
 
         Args:
@@ -156,19 +153,19 @@ class Interventions:
     def steer(
         self, site: str, layer: int, vector: Any, scale: float = 1.0,
         positions: Positions = None, head: int | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """`scale * vector` added to the value at a site; arguments and errors as `patch`."""
         return self._change(site, layer, positions, head, 1.0, vector, float(scale))
 
     def scale(
         self, site: str, layer: int, factor: float, positions: Positions = None,
         head: int | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """The value at a site times `factor`; arguments and errors as `patch`."""
         nothing = np.zeros(self._width(site, head), np.float32)
         return self._change(site, layer, positions, head, float(factor), nothing, 1.0)
 
-    def cut_edge(self, layer: int, head: int, query: int, key: int) -> Interventions:
+    def cut_edge(self, layer: int, head: int, query: int, key: int) -> "Interventions":
         """The head no longer reads token `key` at token `query`; its other weights grow to sum 1.
 
         The score becomes the least number before the softmax (attention knockout, Geva et al.
@@ -177,9 +174,9 @@ class Interventions:
         Raises:
             ValueError: something out of range, or a key after the query.
         """
-        self._check_layer(layer)
-        self._check_head(head)
-        (query,), (key,) = self._indices(query), self._indices(key)
+        self.check_layer(layer)
+        self.check_head(head)
+        (query,), (key,) = self.indices(query), self.indices(key)
         if key > query:
             raise ValueError(
                 f"key {key} comes after query {query}: a token reads itself and those before it"
@@ -192,14 +189,14 @@ class Interventions:
         edges[free[0] if len(free) else len(self.edges)] = edge
         return dataclasses.replace(self, edges=edges)
 
-    def freeze_pattern(self, layer: int, head: int, pattern: Any) -> Interventions:
+    def freeze_pattern(self, layer: int, head: int, pattern: Any) -> "Interventions":
         """The head reads by `pattern` [query, key] (softmax's result), whatever its scores are.
 
         Raises:
             ValueError: something out of range, or a pattern that isn't square or is too long.
         """
-        self._check_layer(layer)
-        self._check_head(head)
+        self.check_layer(layer)
+        self.check_head(head)
         pattern = distributed.gather(pattern)
         if pattern.ndim != 2 or pattern.shape[0] != pattern.shape[1] or len(pattern) > self.seq:
             raise ValueError(
@@ -217,10 +214,10 @@ class Interventions:
     def _change(
         self, site: str, layer: int, positions: Positions, head: int | None,
         factor: float, value: Any, scale: float,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """`factor * x + scale * value` at some positions, on top of what is there already."""
         width = self._width(site, head)
-        self._check_layer(layer, site)
+        self.check_layer(layer, site)
         value = distributed.gather(value).astype(np.float32)
         where = self._where(positions, value, width, site)
         if site in HEADS:
@@ -280,20 +277,27 @@ class Interventions:
             )
         return value
 
-    def _width(self, site: str, head: int | None) -> int:
+    def check_site(self, site: str) -> None:
+        """Nothing, if a site's value can be set.
+
+        Raises:
+            ValueError: it doesn't exist (the nearest are listed), or can't be set.
+        """
+        whole = (*OUTSIDE, "logits")
+        network_sites.match([site if site in whole else f"blocks.0.{site}"], self.config)
         if site not in STREAMS + HEADS:
-            where = site if site in _OUTSIDE or site == "logits" else f"blocks.0.{site}"
-            network_sites.match([where], self.config)  # says the nearest, if there is none
             raise ValueError(
                 f"{site} can't be set: use cut_edge or freeze_pattern for scores and patterns, "
                 f"else one of {', '.join(STREAMS + HEADS)}"
             )
-        network_sites.match([site if site in _OUTSIDE else f"blocks.0.{site}"], self.config)
+
+    def _width(self, site: str, head: int | None) -> int:
+        self.check_site(site)
         if head is None:
             return self.config.d_ff if site in WIDE else self.config.d_model
         if site not in HEADS:
             raise ValueError(f"head is {head}, but {site} has no heads: leave it out")
-        self._check_head(head)
+        self.check_head(head)
         return self.config.d_head
 
     def _where(self, positions: Positions, value: np.ndarray, width: int, site: str) -> np.ndarray:
@@ -301,7 +305,7 @@ class Interventions:
         if positions is None:
             where = np.arange(self.seq if value.ndim == 1 else min(len(value), self.seq))
         else:
-            where = self._indices(positions)
+            where = self.indices(positions)
         if value.shape not in ((width,), (len(where), width)):
             raise ValueError(
                 f"the value for {site} has shape {value.shape}: [{width}], or one such row for "
@@ -311,7 +315,7 @@ class Interventions:
             raise ValueError(f"the value for {site} holds NaN or infinity: find where it came from")
         return where
 
-    def _indices(self, positions: int | Sequence[int]) -> np.ndarray:
+    def indices(self, positions: int | Sequence[int]) -> np.ndarray:
         wanted, tokens = np.atleast_1d(np.asarray(positions)), int(self.tokens)
         if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
             raise ValueError(f"positions are {positions!r}: whole numbers are needed")
@@ -323,15 +327,15 @@ class Interventions:
                 )
         return wanted % tokens
 
-    def _check_layer(self, layer: int, site: str = "") -> None:
-        top = 1 if site in _OUTSIDE else self.config.num_layers
+    def check_layer(self, layer: int, site: str = "") -> None:
+        top = 1 if site in OUTSIDE else self.config.num_layers
         if not 0 <= layer < top:
-            what = f"{site} is outside of the blocks: its layer is 0" if site in _OUTSIDE else (
+            what = f"{site} is outside of the blocks: its layer is 0" if site in OUTSIDE else (
                 f"the network has {top} layers, numbered 0 to {top - 1}"
             )  # fmt: skip
             raise ValueError(f"layer {layer} is out of range: {what}")
 
-    def _check_head(self, head: int) -> None:
+    def check_head(self, head: int) -> None:
         if not 0 <= head < self.config.num_heads:
             raise ValueError(
                 f"head {head} is out of range: a layer has {self.config.num_heads} heads, "
@@ -357,7 +361,7 @@ def bucket(tokens: int, context: int) -> int:
 
 
 def run(
-    model: LanguageModel,
+    model: "LanguageModel",
     token_ids: Sequence[int] | Int[np.ndarray, "seq"],
     interventions: Interventions | None = None,
     sites: Sequence[str] = (),
@@ -390,11 +394,11 @@ def run(
     logits, values, broken = jax.tree.map(distributed.gather, out)
     if broken and np.isnan(logits[0, : len(ids)]).any():
         raise ValueError(_where_nan(model, rows, interventions, len(ids)))
-    cut = {name: _cut(value[0], name, len(ids)) for name, value in values.items()}
+    cut = {name: _cut(values[name][0], name, len(ids)) for name in wanted}  # jit sorts a dict
     return logits[0, : len(ids)], cut
 
 
-def check_fits(interventions: Interventions, model: LanguageModel, tokens: int) -> None:
+def check_fits(interventions: Interventions, model: "LanguageModel", tokens: int) -> None:
     """Nothing, if interventions are for this model and a prompt padded to as many tokens.
 
     Raises:
@@ -412,13 +416,17 @@ def check_fits(interventions: Interventions, model: LanguageModel, tokens: int) 
         )
 
 
-def _where_nan(model: LanguageModel, rows: Any, interventions: Interventions, tokens: int) -> str:
+def _where_nan(model: "LanguageModel", rows: Any, interventions: Interventions, tokens: int) -> str:
     """The sentence that names the first site with a NaN; costs one more forward pass."""
-    names = network_sites.all_of(model.config)
-    for name in names:  # one site at a time is many programs, but keeps little in memory
-        _, values, _ = forward(*nnx.split(model.network), rows, interventions, model.dtype, (name,))
-        if np.isnan(_cut(distributed.gather(values[name])[0], name, tokens)).any():
-            return f"activations are NaN: {name} is the first site where one appears"
+    graph, state = nnx.split(model.network)
+    flags = nan_flags(graph, state, rows, interventions, model.dtype)
+    for name in network_sites.all_of(model.config):
+        found = distributed.gather(flags[name])[0, :tokens]
+        if found.any():
+            return (
+                f"activations are NaN: {name} is the first site where one appears, at position "
+                f"{int(found.argmax())}. Look at the weights before it, or compute in a wider dtype"
+            )
     return "the logits are NaN"
 
 
