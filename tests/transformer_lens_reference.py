@@ -1,6 +1,6 @@
 """TransformerLens on the very weights of a LanguageModel: an independent reference for the lens.
 
-It is in the extra `reference`, not in `test`: 300 MB and a minute to install, with wandb and datasets.
+It is in the extra `reference`, not in `test`: a minute and 300 MB, wandb and datasets among them.
 """
 
 import functools
@@ -12,7 +12,7 @@ import pytest
 
 
 def bridge_of(model):
-    """A TransformerBridge with the model's weights; the test is skipped where it isn't installed."""
+    """A TransformerBridge with the model's weights; skips the test where it isn't installed."""
     pytest.importorskip("transformer_lens")
     return _bridge(model)
 

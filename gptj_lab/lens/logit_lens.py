@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it stopped before each block (nostalgebraist 2020)."""
+"""The logit lens: what a model would say if it stopped before a block (nostalgebraist 2020)."""
 
 from __future__ import annotations
 

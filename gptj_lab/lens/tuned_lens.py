@@ -6,10 +6,8 @@ bias; a translator h + A h + b learns both. It starts as the logit lens (A and b
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,107 +18,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens import fingerprint, inputs, trace_files
-from gptj_lab.lens.logit_lens import LogitLens, logit_lens, places_of
-from gptj_lab.lens.trace import Trace
+from gptj_lab.lens import fingerprint, inputs
+from gptj_lab.lens.affine_lens import AffineLens, windows
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model.sites import Collector
 from gptj_lab.names import DATA
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
-
-TUNED_LENS = "gptj_lab.tuned_lens"  # what its file says that it is
-
-
-@dataclasses.dataclass(frozen=True)
-class TunedLens:
-    """A trained translator of each layer's residual, for one model.
-
-    Attributes:
-        matrix: float32 [layers, d_model, d_model], added to the identity; [out, in].
-        bias: float32 [layers, d_model].
-        fingerprint: of the weights that it was trained on.
-        history: float32 [steps, layers], the loss of each step: KL from the layer's distribution
-            to the model's, in nats a token.
-    """
-
-    matrix: Float[np.ndarray, "layers d_model d_model"]
-    bias: Float[np.ndarray, "layers d_model"]
-    fingerprint: str
-    history: Float[np.ndarray, "steps layers"]
-
-    def __repr__(self) -> str:
-        return f"TunedLens({len(self.bias)} layers, {len(self.history)} steps)"
-
-    def translate(
-        self, layer: int, residuals: Float[np.ndarray, "*positions d_model"]
-    ) -> Float[np.ndarray, "*positions d_model"]:
-        """A layer's residuals as the unembedding should read them, float32.
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        if not 0 <= layer < len(self.bias):
-            raise ValueError(f"layer is {layer}: layers 0 to {len(self.bias) - 1} are there")
-        h = residuals.astype(np.float32)
-        return h + h @ self.matrix[layer].T + self.bias[layer]
-
-    def read(
-        self, trace: Trace, top: int = 5, positions: Sequence[int] | None = None
-    ) -> LogitLens:
-        """The lens of a traced prompt; arguments and errors as `logit_lens`.
-
-        Raises:
-            ValueError: also a trace of another model than it was trained on.
-        """
-        if fingerprint.of_weights(trace.model("the unembedding")) != self.fingerprint:
-            raise ValueError(
-                f"the tuned lens was trained on other weights than those of {trace.model_name!r}: "
-                "train one for this model"
-            )
-        places = places_of(trace, positions)
-        streams = [
-            self.translate(layer, trace.residuals[layer][places])
-            for layer in range(trace.config.num_layers)
-        ]
-        return logit_lens(trace, top, places.tolist(), np.stack(streams))
-
-    def save(self, file: Path | str, model: LanguageModel) -> None:
-        """Writes it as one safetensors file.
-
-        Raises:
-            ValueError: the model isn't the one that it was trained on.
-            OSError: it can't be written; a file that was there stays whole.
-        """
-        if fingerprint.of_weights(model) != self.fingerprint:
-            raise ValueError(f"the tuned lens was trained on other weights than {model.name!r} has")
-        arrays = {"matrix": self.matrix, "bias": self.bias, "history": self.history}
-        trace_files.write_tensors(Path(file), TUNED_LENS, model, {}, arrays)
-
-    @classmethod
-    def load(cls, file: Path | str, model: LanguageModel) -> TunedLens:
-        """The tuned lens of a file, for the model that it was trained on.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, something else, or belongs to another model.
-        """
-        config, about, arrays = trace_files.read_tensors(Path(file), TUNED_LENS, model)
-        layers, width = config.num_layers, config.d_model
-        history = arrays.get("history", np.zeros(0))
-        shapes = {
-            "matrix": (layers, width, width), "bias": (layers, width),
-            "history": (len(history), layers),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            found = arrays.get(name, np.zeros(0))
-            if found.shape != shape or found.dtype != np.float32:
-                raise ValueError(
-                    f"{file} is damaged: {name} is {found.dtype}{list(found.shape)}, "
-                    f"float32{list(shape)} is needed; train it again"
-                )
-        return cls(arrays["matrix"], arrays["bias"], about["fingerprint"], history)
 
 
 def train_tuned_lens(
@@ -132,7 +37,7 @@ def train_tuned_lens(
     learning_rate: float = 1e-3,
     seed: int = 0,
     progress: Callable[[int, float], bool | None] | None = None,
-) -> TunedLens:
+) -> AffineLens:
     """A tuned lens for a model, trained on texts.
 
     Each layer by itself minimises the KL from its distribution to the model's (Belrose et al.
@@ -153,7 +58,7 @@ def train_tuned_lens(
     Raises:
         ValueError: a setting out of range, or texts without enough tokens for one window.
     """
-    tokens = _tokens(model, texts, seq)
+    tokens = windows(model, texts, seq)
     for name, value in (("steps", steps), ("batch", batch)):
         if value < 1:
             raise ValueError(f"{name} is {value}: at least 1 is needed")
@@ -176,16 +81,8 @@ def train_tuned_lens(
         if progress is not None and progress(step + 1, float(history[-1].mean())):
             break
     matrix, bias = (distributed.gather(each) for each in lens)
-    return TunedLens(matrix, bias, fingerprint.of_weights(model), np.stack(history))
-
-
-def _tokens(model: LanguageModel, texts: Sequence[str], seq: int) -> Int[np.ndarray, "tokens"]:
-    if not 1 <= seq <= model.config.context:
-        raise ValueError(f"seq is {seq}: 1 to {model.config.context} tokens fit into the context")
-    ids = np.concatenate([np.zeros(0, np.int64), *map(model.tokenizer.encode, texts)])
-    if len(ids) < seq:
-        raise ValueError(f"the texts have {len(ids)} tokens: a window of seq={seq} is needed")
-    return ids.astype(np.int32)
+    matrix = matrix + np.eye(matrix.shape[-1], dtype=np.float32)
+    return AffineLens("tuned", matrix, bias, fingerprint.of_weights(model), np.stack(history))
 
 
 def _start(config: ModelConfig) -> tuple[Array, Array]:
