@@ -49,9 +49,13 @@ def alt_text(figure: Figure) -> str:
     return figure.alt  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def png(figure: Picture) -> bytes:
-    """A picture as a PNG file."""
-    return figure.png()
+def png(figure: Picture, most_bytes: int | None = None) -> bytes:
+    """A picture as a PNG file, of at most so many bytes if asked.
+
+    Raises:
+        ValueError: it can't be made as small as that.
+    """
+    return figure.png(most_bytes)
 
 
 def sequential() -> Colormap:
@@ -128,6 +132,28 @@ def _has_ink(letter: str) -> bool:
 def labels(texts: Sequence[str], most: int = 12) -> list[str]:
     """`label` of each."""
     return [label(text, most) for text in texts]
+
+
+def told(*parts: str) -> str:
+    """An alt text of its parts, each made a sentence; empty ones are left out.
+
+    >>> told("Attention of 2 heads", "", "Layer 1.")
+    'Attention of 2 heads. Layer 1.'
+    """
+    kept = [" ".join(part.split()) for part in parts if part.strip()]
+    return " ".join(part if part[-1] in ".!?" else part + "." for part in kept)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number for a small cell: no zero before the point, a true minus sign.
+
+    >>> number(0.25), number(-0.5), number(-0.001), number(1.0)
+    ('.25', '−.50', '0', '1.00')
+    """
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return "0"
+    return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
 
 
 def check_length(what: str, found: int, expected: int, of: str) -> None:
