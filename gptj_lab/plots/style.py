@@ -110,7 +110,7 @@ def label(text: str, most: int = 12) -> str:
     """A token as a label: cut after `most` characters, nothing that moves or has no ink in it.
 
     >>> label("\\u202eevil\\x07 🙂 and a long tail")
-    '▯evil▯ ▯ and…'
+    '▯evil▯ ▯ an…'
     """
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(letter if _has_ink(letter) else "▯" for letter in cut)
@@ -166,7 +166,7 @@ def name_axis(axes: Any, which: str, names: Sequence[str], size: float = 7) -> N
     """Ticks with tokens or numbers as labels; of more than 64, some are left out."""
     step = max(1, -(-len(names) // 64))
     places = np.arange(0, len(names), step)
-    shown = [label(names[place]) for place in places]
+    shown = [label(names[place]) for place in places.tolist()]
     turn = 90 if which == "x" and max(map(len, shown), default=0) > 3 else 0
     setter = axes.set_xticks if which == "x" else axes.set_yticks
     setter(places, shown, parse_math=False, size=size, rotation=turn)
