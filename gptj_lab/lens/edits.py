@@ -39,7 +39,7 @@ class Edits:
         self.interventions = interventions
         self.by_row = tuple(by_row)
         self.collect = Collector(wanted)
-        self._without_keys: jax.Array | None = None
+        self._scores: jax.Array | None = None
 
     @property
     def values(self) -> dict[str, jax.Array]:
@@ -52,22 +52,18 @@ class Edits:
             edit: Callable[..., jax.Array] = functools.partial(_stream, site, layer)
         elif site in HEADS:
             edit = functools.partial(_heads, site, layer)
-        elif site == "attn.scores":
-            edit = functools.partial(_cut_edges, layer)
         elif site == "attn.pattern":
-            edit = functools.partial(_freeze, layer)
-        else:
+            edit = functools.partial(_attention, layer)
+            value = self._row_by_row(edit, (self._scores, value))
             return self.collect(name, value)
-        value = self._row_by_row(edit, value)
-        if site == "attn.scores":  # a query that lost every key would look at all, padding too
-            lost = value.max(axis=-1, keepdims=True) <= jnp.finfo(value.dtype).min
-            self._without_keys = lost
-        if site == "attn.pattern":
-            value = jnp.where(self._without_keys, jnp.zeros((), value.dtype), value)
-        return self.collect(name, value)
+        else:
+            if site == "attn.scores":
+                self._scores = value
+            return self.collect(name, value)
+        return self.collect(name, self._row_by_row(edit, value))
 
-    def _row_by_row(self, edit: Callable[..., jax.Array], value: jax.Array) -> jax.Array:
-        def one(fields: dict[str, jax.Array], row: jax.Array) -> jax.Array:
+    def _row_by_row(self, edit: Callable[..., jax.Array], value: Any) -> jax.Array:
+        def one(fields: dict[str, jax.Array], row: Any) -> jax.Array:
             return edit(dataclasses.replace(self.interventions, **fields), row)
 
         fields = {name: getattr(self.interventions, name) for name in self.by_row}
@@ -112,29 +108,27 @@ def _heads(
     return _affine(x, keep, gain, chosen(what.head_slots[index, layer], table))
 
 
-def _cut_edges(
-    layer: int, what: "Interventions", scores: Float[Array, "heads seq kv_seq"]
+def _attention(
+    layer: int, what: "Interventions", scores_and_pattern: tuple[jax.Array, jax.Array]
 ) -> Float[Array, "heads seq kv_seq"]:
-    here = what.edges[:, 0] == layer
+    """The pattern with edges cut and frozen heads; untouched, not even recomputed, without."""
+    here, slots = what.edges[:, 0] == layer, what.pattern_slots[layer]
 
-    def cut(scores: jax.Array) -> jax.Array:
+    def change(scores: jax.Array, pattern: jax.Array) -> jax.Array:
+        least = jnp.finfo(scores.dtype).min
         _, head, query, key = what.edges.T
         head = jnp.where(here, head, len(scores))  # past the end: dropped
-        return scores.at[head, query, key].set(jnp.finfo(scores.dtype).min, mode="drop")
+        scores = scores.at[head, query, key].set(least, mode="drop")
+        cut = jax.nn.softmax(scores, axis=-1).astype(pattern.dtype)
+        # A query that lost every key would look at all of them, padding too.
+        reads = scores.max(axis=-1, keepdims=True) > least
+        pattern = jnp.where(here.any(), jnp.where(reads, cut, jnp.zeros_like(cut)), pattern)
+        return jnp.where(
+            (slots > 0)[:, None, None], what.patterns[slots].astype(cut.dtype), pattern
+        )
 
-    return jax.lax.cond(here.any(), cut, lambda scores: scores, scores)
-
-
-def _freeze(
-    layer: int, what: "Interventions", pattern: Float[Array, "heads seq kv_seq"]
-) -> Float[Array, "heads seq kv_seq"]:
-    slots = what.pattern_slots[layer]
-
-    def freeze(pattern: jax.Array) -> jax.Array:
-        frozen = what.patterns[slots].astype(pattern.dtype)
-        return jnp.where((slots > 0)[:, None, None], frozen, pattern)
-
-    return jax.lax.cond((slots > 0).any(), freeze, lambda pattern: pattern, pattern)
+    changed = here.any() | (slots > 0).any()
+    return jax.lax.cond(changed, change, lambda _, pattern: pattern, *scores_and_pattern)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted", "by_row"))
