@@ -21,6 +21,7 @@ STREAMS = (
     "resid_post", "final_ln", "mlp.pre", "mlp.post",
 )  # fmt: skip
 WIDE = ("mlp.pre", "mlp.post")  # of STREAMS, those that are d_ff wide instead of d_model
+OUTSIDE = ("embed", "position_embed", "final_ln")  # those of no block
 HEADS = ("attn.q", "attn.k", "attn.v", "attn.z")
 
 

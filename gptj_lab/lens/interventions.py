@@ -4,8 +4,6 @@ An edit is an array's entry and never a new program: toggling a head, moving a p
 a vector compiles nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens.edits import HEADS, STREAMS, WIDE, forward
+from gptj_lab.lens.edits import HEADS, OUTSIDE, STREAMS, WIDE, forward
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model import sites as network_sites
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 Positions = int | Sequence[int] | None
 _SHORTEST = 16  # tokens of the smallest bucket
 _VECTORS, _PATTERNS, _EDGES = 4, 2, 16  # room at first; doubled when it is full (one compilation)
-_OUTSIDE = ("embed", "position_embed", "final_ln")
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +63,7 @@ class Interventions:
     config: ModelConfig = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def none(cls, model: LanguageModel, seq: int) -> Interventions:
+    def none(cls, model: "LanguageModel", seq: int) -> "Interventions":
         """No edit at all, for prompts of `seq` tokens and others that are padded to as many.
 
         Raises:
@@ -109,7 +106,7 @@ class Interventions:
     def ablate_head(
         self, layer: int, head: int, how: str = "zero", positions: Positions = None,
         value: Float[np.ndarray, "*seq d_head"] | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """The head's result z replaced: by zeros, or by `value` (a mean, or another prompt's).
 
         Args:
@@ -129,14 +126,14 @@ class Interventions:
     def ablate_mlp(
         self, layer: int, how: str = "zero", positions: Positions = None,
         value: Float[np.ndarray, "*seq d_model"] | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """What the MLP writes (bias included) replaced; arguments and errors as `ablate_head`."""
         value = self._ablation(how, value, self.config.d_model)
         return self.patch("mlp_out", layer, positions, value)
 
     def patch(
         self, site: str, layer: int, positions: Positions, value: Any, head: int | None = None
-    ) -> Interventions:
+    ) -> "Interventions":
         """The value at a site replaced.
 
         Args:
@@ -156,19 +153,19 @@ class Interventions:
     def steer(
         self, site: str, layer: int, vector: Any, scale: float = 1.0,
         positions: Positions = None, head: int | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """`scale * vector` added to the value at a site; arguments and errors as `patch`."""
         return self._change(site, layer, positions, head, 1.0, vector, float(scale))
 
     def scale(
         self, site: str, layer: int, factor: float, positions: Positions = None,
         head: int | None = None,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """The value at a site times `factor`; arguments and errors as `patch`."""
         nothing = np.zeros(self._width(site, head), np.float32)
         return self._change(site, layer, positions, head, float(factor), nothing, 1.0)
 
-    def cut_edge(self, layer: int, head: int, query: int, key: int) -> Interventions:
+    def cut_edge(self, layer: int, head: int, query: int, key: int) -> "Interventions":
         """The head no longer reads token `key` at token `query`; its other weights grow to sum 1.
 
         The score becomes the least number before the softmax (attention knockout, Geva et al.
@@ -192,7 +189,7 @@ class Interventions:
         edges[free[0] if len(free) else len(self.edges)] = edge
         return dataclasses.replace(self, edges=edges)
 
-    def freeze_pattern(self, layer: int, head: int, pattern: Any) -> Interventions:
+    def freeze_pattern(self, layer: int, head: int, pattern: Any) -> "Interventions":
         """The head reads by `pattern` [query, key] (softmax's result), whatever its scores are.
 
         Raises:
@@ -217,7 +214,7 @@ class Interventions:
     def _change(
         self, site: str, layer: int, positions: Positions, head: int | None,
         factor: float, value: Any, scale: float,
-    ) -> Interventions:  # fmt: skip
+    ) -> "Interventions":  # fmt: skip
         """`factor * x + scale * value` at some positions, on top of what is there already."""
         width = self._width(site, head)
         self._check_layer(layer, site)
@@ -282,13 +279,13 @@ class Interventions:
 
     def _width(self, site: str, head: int | None) -> int:
         if site not in STREAMS + HEADS:
-            where = site if site in _OUTSIDE or site == "logits" else f"blocks.0.{site}"
+            where = site if site in OUTSIDE or site == "logits" else f"blocks.0.{site}"
             network_sites.match([where], self.config)  # says the nearest, if there is none
             raise ValueError(
                 f"{site} can't be set: use cut_edge or freeze_pattern for scores and patterns, "
                 f"else one of {', '.join(STREAMS + HEADS)}"
             )
-        network_sites.match([site if site in _OUTSIDE else f"blocks.0.{site}"], self.config)
+        network_sites.match([site if site in OUTSIDE else f"blocks.0.{site}"], self.config)
         if head is None:
             return self.config.d_ff if site in WIDE else self.config.d_model
         if site not in HEADS:
@@ -324,9 +321,9 @@ class Interventions:
         return wanted % tokens
 
     def _check_layer(self, layer: int, site: str = "") -> None:
-        top = 1 if site in _OUTSIDE else self.config.num_layers
+        top = 1 if site in OUTSIDE else self.config.num_layers
         if not 0 <= layer < top:
-            what = f"{site} is outside of the blocks: its layer is 0" if site in _OUTSIDE else (
+            what = f"{site} is outside of the blocks: its layer is 0" if site in OUTSIDE else (
                 f"the network has {top} layers, numbered 0 to {top - 1}"
             )  # fmt: skip
             raise ValueError(f"layer {layer} is out of range: {what}")
@@ -357,7 +354,7 @@ def bucket(tokens: int, context: int) -> int:
 
 
 def run(
-    model: LanguageModel,
+    model: "LanguageModel",
     token_ids: Sequence[int] | Int[np.ndarray, "seq"],
     interventions: Interventions | None = None,
     sites: Sequence[str] = (),
@@ -394,7 +391,7 @@ def run(
     return logits[0, : len(ids)], cut
 
 
-def check_fits(interventions: Interventions, model: LanguageModel, tokens: int) -> None:
+def check_fits(interventions: Interventions, model: "LanguageModel", tokens: int) -> None:
     """Nothing, if interventions are for this model and a prompt padded to as many tokens.
 
     Raises:
@@ -412,7 +409,7 @@ def check_fits(interventions: Interventions, model: LanguageModel, tokens: int) 
         )
 
 
-def _where_nan(model: LanguageModel, rows: Any, interventions: Interventions, tokens: int) -> str:
+def _where_nan(model: "LanguageModel", rows: Any, interventions: Interventions, tokens: int) -> str:
     """The sentence that names the first site with a NaN; costs one more forward pass."""
     names = network_sites.all_of(model.config)
     for name in names:  # one site at a time is many programs, but keeps little in memory
