@@ -387,7 +387,7 @@ def run(
     logits, values, broken = jax.tree.map(distributed.gather, out)
     if broken and np.isnan(logits[0, : len(ids)]).any():
         raise ValueError(_where_nan(model, rows, interventions, len(ids)))
-    cut = {name: _cut(value[0], name, len(ids)) for name, value in values.items()}
+    cut = {name: _cut(values[name][0], name, len(ids)) for name in wanted}  # jit sorts a dict
     return logits[0, : len(ids)], cut
 
 
