@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import gptj_lab
-from gptj_lab import plots
+from gptj_lab.plots import mesh as plots
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh.report import Collective
 from gptj_lab.model.transformer import Transformer
