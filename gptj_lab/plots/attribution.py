@@ -105,7 +105,9 @@ def token_values(
     rows = -(-len(numbers) // a_row)
     filled = np.full(rows * a_row, np.nan, np.float32)
     filled[: len(numbers)] = numbers
-    ranked = sorted(np.flatnonzero(np.isfinite(numbers)), key=lambda i: -abs(numbers[i]))[:4]
+    ranked = sorted(np.flatnonzero(np.isfinite(numbers)).tolist(), key=lambda i: -abs(numbers[i]))[
+        :4
+    ]
     told = ", ".join(f"{style.label(tokens[i])!r} (token {i}) {numbers[i]:.3g}" for i in ranked)
     said = style.told(f"{name} of {len(tokens)} tokens", title, f"Largest: {told or 'none'}")
     figure = style.picture(9.4, 0.9 + 0.45 * rows, said)

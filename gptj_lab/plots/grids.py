@@ -152,7 +152,7 @@ def _extremes(
         found["least"] = np.nanargmin(values)
     parts = []
     for word, place in found.items():
-        row, column = np.unravel_index(place, values.shape)
+        row, column = divmod(int(place), values.shape[1])
         at = (rows[row] if rows else row, style.label(columns[column]) if columns else column)
         parts.append(f"{word}: {where.format(*at)} with {values[row, column]:.2f}")
     return "; ".join(parts)

@@ -53,10 +53,11 @@ def logit_lens_table(
         shades, cmap=style.sequential(), norm=style.up_to_most(shades), aspect="auto",
         origin="lower",
     )  # fmt: skip
-    for (row, column), value in np.ndenumerate(shades):
+    for place, value in np.ndenumerate(shades):
+        row, column = map(int, place)
         axes.text(column, row, style.label(texts[row][column], 9), size=7, ha="center",
                   va="center", parse_math=False, clip_on=True,
-                  color=style.ink_on(shown.to_rgba(value)))  # fmt: skip
+                  color=style.ink_on(shown.to_rgba(np.asarray(value))))  # fmt: skip
     style.name_axis(axes, "x", tokens)
     style.name_axis(axes, "y", rows)
     axes.set(xlabel="after the token", ylabel="after the layer")

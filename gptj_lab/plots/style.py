@@ -99,19 +99,20 @@ def up_to_most(values: np.ndarray) -> Normalize:
     return Normalize(min(0.0, least), most if most > min(0.0, least) else min(0.0, least) + 1)
 
 
-def ink_on(colour: Sequence[float]) -> str:
+def ink_on(colour: Any) -> str:
     """Black or white, whichever is read better on a colour (WCAG's relative luminance)."""
     channels = np.asarray(colour[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
 
 
-def label(text: str, most: int = 12) -> str:
+def label(text: Any, most: int = 12) -> str:
     """A token as a label: cut after `most` characters, nothing that moves or has no ink in it.
 
     >>> label("\\u202eevil\\x07 🙂 and a long tail")
     '▯evil▯ ▯ an…'
     """
+    text = str(text)
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(letter if _has_ink(letter) else "▯" for letter in cut)
 
@@ -129,7 +130,7 @@ def _has_ink(letter: str) -> bool:
     return unicodedata.category(letter)[0] not in "CZ" and bool(_font().get_char_index(ord(letter)))
 
 
-def labels(texts: Sequence[str], most: int = 12) -> list[str]:
+def labels(texts: Sequence[Any], most: int = 12) -> list[str]:
     """`label` of each."""
     return [label(text, most) for text in texts]
 
@@ -144,7 +145,7 @@ def told(*parts: str) -> str:
     return " ".join(part if part[-1] in ".!?" else part + "." for part in kept)
 
 
-def number(value: float, digits: int = 2) -> str:
+def number(value: Any, digits: int = 2) -> str:
     """A number for a small cell: no zero before the point, a true minus sign.
 
     >>> number(0.25), number(-0.5), number(-0.001), number(1.0)
