@@ -33,7 +33,9 @@ class Float64Network:
 
     def norm(self, name, x, bias=True):
         centred = x - x.mean(-1, keepdims=True)
-        normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + self.config.layer_norm_eps)
+        normal = centred / np.sqrt(
+            (centred**2).mean(-1, keepdims=True) + self.config.layer_norm_eps
+        )
         return normal * self.w[f"{name}.scale"] + (self.w[f"{name}.bias"] if bias else 0)
 
     def linear(self, name, x):

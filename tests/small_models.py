@@ -1,11 +1,12 @@
 """Language models of every family with some thousand random weights, as tests like them."""
 
-import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import gptj_lab
@@ -18,6 +19,16 @@ from gptj_lab.tokenizer import Tokenizer, train_bpe
 FAMILIES = ("gptj", "codegen", "gpt_neox", "gpt_neo", "gpt2")
 _ROTARY = {"gptj": {"d_rotary": 4}, "codegen": {"d_rotary": 4}, "gpt_neox": {"d_rotary": 6}}
 _WINDOWS = {"gpt_neo": {"local_windows": (None, 5)}}
+
+
+def cases(*quick: tuple | str, slow: Sequence[tuple | str] = ()) -> list:
+    """Arguments of `small_model`, or families alone, as pytest's parameters; some marked slow."""
+
+    def case(arguments: tuple | str, *marks):
+        arguments = (arguments,) if isinstance(arguments, str) else arguments
+        return pytest.param(arguments, id="-".join(map(str, arguments)), marks=marks)
+
+    return [*map(case, quick), *(case(arguments, pytest.mark.slow) for arguments in slow)]
 
 
 @functools.cache
@@ -36,9 +47,9 @@ def small_model(
     seed: int = 1,
     **fields,
 ) -> LanguageModel:
-    """Three blocks, four heads; biases and LayerNorms are random too, so that they count."""
+    """Two blocks, four heads; biases and LayerNorms are random too, so that they count."""
     sizes = dict(
-        vocab_size=304, context=64, d_model=32, num_layers=3, num_heads=4, d_ff=64,
+        vocab_size=304, context=64, d_model=32, num_layers=2, num_heads=4, d_ff=64,
         initializer_range=0.2, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     sizes |= _ROTARY.get(family, {}) | _WINDOWS.get(family, {}) | fields
@@ -68,8 +79,3 @@ def changed(model: LanguageModel, change) -> LanguageModel:
     network = nnx.clone(model.network)
     change(network)
     return LanguageModel(model.config, network, model.tokenizer, f"changed {model.name}")
-
-
-def with_config(model: LanguageModel, **fields) -> ModelConfig:
-    """The model's config with other fields."""
-    return dataclasses.replace(model.config, **fields)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from float64_network import Float64Network
-from small_models import FAMILIES, small_model, tokenizer
+from small_models import FAMILIES, cases, small_model, tokenizer
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.language_model import LanguageModel
@@ -12,14 +12,13 @@ from gptj_lab.lens.gradients import gradient_x_input, integrated_gradients
 
 PROMPT = "the cat sat on the mat"
 TOKEN, OTHER = " cat", " dog"
-MODELS = [
-    *[(family,) for family in FAMILIES],
-    ("gptj", "int8"),
-    ("gptj", "float32", 2, 2), ("gpt2", "int8", 1, 4),
-]  # fmt: skip
+MODELS = cases(
+    "gptj", ("gpt2", "int8", 1, 4),
+    slow=["codegen", "gpt_neox", "gpt_neo", "gpt2", ("gptj", "int8"), ("gptj", "float32", 2, 2)],
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=lambda case: "-".join(map(str, case)))
+@pytest.fixture(scope="module", params=MODELS)
 def model(request):
     return small_model(*request.param)
 
@@ -69,7 +68,9 @@ def test_tokens_after_the_position_score_nothing(gptj):
 
 def test_more_points_come_closer_and_the_prompt_itself_as_baseline_scores_nothing(gptj):
     gaps = [
-        abs(integrated_gradients(gptj, PROMPT, TOKEN, baseline="mean", steps=steps).completeness_gap)
+        abs(
+            integrated_gradients(gptj, PROMPT, TOKEN, baseline="mean", steps=steps).completeness_gap
+        )
         for steps in (1, 64)
     ]
     assert gaps[1] < 1e-3 < gaps[0]
