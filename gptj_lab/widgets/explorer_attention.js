@@ -1,0 +1,89 @@
+// One head, or several: its weights as a matrix and on the tokens of the prompt.
+
+// Where [query, key] lies in a lower triangle that is stored row by row.
+export const triangle = (query, key) => (query * (query + 1)) / 2 + key;
+// Weights come as one byte each, q = 255·√p: small weights keep their digits.
+export const weight = (q) => (q / 255) ** 2;
+
+// The bytes [T, T] that are shown: of one head or of several, with or without the first token.
+export function combine(triangles, length, { reduce = "mean", sink = false } = {}) {
+  const field = new Uint8Array(length * length);
+  const start = sink ? 1 : 0;
+  for (let r = start; r < length; r++) {
+    for (let c = start; c <= r; c++) {
+      const at = triangle(r, c);
+      let value = 0;
+      for (const each of triangles) {
+        let p = weight(each[at]);
+        if (sink) p /= Math.max(1 - weight(each[triangle(r, 0)]), 1e-6);
+        value = reduce === "max" ? Math.max(value, p) : value + p / triangles.length;
+      }
+      field[r * length + c] = Math.round(255 * Math.sqrt(Math.min(value, 1)));
+    }
+  }
+  return field;
+}
+
+// Of one head: the share of the first token, over the rows that have a choice.
+export function sinkShare(triangles, length) {
+  let sum = 0;
+  for (const each of triangles) for (let r = 1; r < length; r++) sum += weight(each[triangle(r, 0)]);
+  return length > 1 ? sum / triangles.length / (length - 1) : 1;
+}
+
+export function strip(make, { label, point }) {
+  const node = make("div", "gx-strip");
+  node.setAttribute("role", "listbox");
+  node.setAttribute("aria-orientation", "horizontal");
+  node.setAttribute("aria-label", label);
+  let cells = [];
+  let current = 0;
+  const index = (event) => cells.indexOf(event.target.closest ? event.target.closest(".gx-token") ?? event.target : event.target);
+  node.addEventListener("click", (event) => {
+    const i = index(event);
+    if (i >= 0) point(i, "pointer");
+  });
+  node.addEventListener("keydown", (event) => {
+    const to = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: cells.length - 1,
+      PageDown: current + 10, PageUp: current - 10 }[event.key];
+    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const next = Math.min(Math.max(to, 0), cells.length - 1);
+    choose(next);
+    cells[next].focus();
+    point(next, "key");
+  });
+  function choose(i) {
+    cells.forEach((cell, j) => {
+      cell.tabIndex = i === j ? 0 : -1;
+      cell.setAttribute("aria-selected", String(i === j));
+    });
+    current = i;
+  }
+  function fill(tokens, ids) {
+    cells = tokens.map((token, i) => {
+      const cell = make("span", "gx-token", make("span", "gx-text", token), make("span", "gx-under"));
+      cell.setAttribute("role", "option");
+      cell.setAttribute("aria-label", `${token}, position ${i}`);
+      cell.title = `position ${i}, token id ${ids[i]}`;
+      return cell;
+    });
+    node.replaceChildren(...cells);
+    choose(Math.min(current, cells.length - 1));
+  }
+  // numbers: one of 0..255 for each token or −1; texts below them; key: the one that is pointed at.
+  function paint(numbers, texts, lut, key) {
+    cells.forEach((cell, i) => {
+      const [text, under] = cell.children;
+      const q = numbers ? numbers[i] : -1;
+      const value = q > 0 ? lut[q] : null;
+      const rgb = value === null ? null : [value & 255, (value >> 8) & 255, (value >> 16) & 255];
+      text.style.background = rgb ? css(rgb) : "";
+      text.style.color = rgb ? inkOn(rgb) : "";
+      under.textContent = texts?.[i] ?? "";
+      cell.dataset.key = String(i === key);
+    });
+  }
+  return { node, fill, choose, paint, focus: () => cells[current]?.focus(), get cells() { return cells; } };
+}

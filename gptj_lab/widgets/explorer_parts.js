@@ -1,0 +1,185 @@
+// The Explorer's small parts: nodes, the kernel's mailbox, bars and lines. Texts are untrusted:
+// they only ever become textContent or a canvas's fillText.
+
+export function maker(doc) {
+  const make = (tag, className, ...content) => {
+    const node = doc.createElement(tag);
+    if (className) node.className = className;
+    if (content.length === 1 && typeof content[0] !== "object") node.textContent = content[0];
+    else node.append(...content.filter((each) => each !== null));
+    return node;
+  };
+  make.button = (className, text, title, click) => {
+    const node = make("button", className, text);
+    node.type = "button";
+    if (title) node.title = title;
+    node.addEventListener("click", click);
+    return node;
+  };
+  // A labelled <select>; options are [value, text].
+  make.select = (caption, options, value, change) => {
+    const node = make("select");
+    node.append(...options.map(([each, text]) => {
+      const option = make("option", "", text);
+      option.value = each;
+      return option;
+    }));
+    node.value = value;
+    node.addEventListener("change", () => change(node.value));
+    const label = make("label", "gx-control", make("span", "gx-caption", caption), node);
+    label.input = node;
+    return label;
+  };
+  make.check = (caption, checked, change, title = "") => {
+    const node = make("input");
+    node.type = "checkbox";
+    node.checked = checked;
+    node.addEventListener("change", () => change(node.checked));
+    const label = make("label", "gx-control", node, make("span", "gx-caption", caption));
+    label.title = title;
+    label.input = node;
+    return label;
+  };
+  make.svg = (tag, attributes = {}, ...content) => {
+    const node = doc.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+    if (content.length === 1 && typeof content[0] === "string") node.textContent = content[0];
+    else node.append(...content);
+    return node;
+  };
+  return make;
+}
+
+// At most one message in flight for each pane; of those that wait the newest is sent, answers to
+// older requests are dropped.
+export function mailbox(model, me, failed) {
+  const panes = new Map();
+  let count = 0;
+  function send(pane) {
+    const slot = panes.get(pane);
+    const { message, buffers, then } = slot.next;
+    slot.sent = { req: `${me}-${++count}`, then, dropped: false };
+    slot.next = null;
+    model.send({ ...message, req: slot.sent.req }, undefined, buffers);
+  }
+  function ask(pane, message, then, buffers) {
+    const slot = panes.get(pane) ?? {};
+    panes.set(pane, slot);
+    slot.next = { message, then, buffers };
+    if (slot.sent) slot.sent.dropped = true;
+    else send(pane);
+  }
+  function receive(message, buffers) {
+    for (const [pane, slot] of panes) {
+      if (!slot.sent || slot.sent.req !== message.req) continue;
+      const { then, dropped } = slot.sent;
+      if (message.parts > message.part + 1) { // more of this answer is on its way
+        if (!dropped) then(message, buffers ?? []);
+        return;
+      }
+      slot.sent = null;
+      if (slot.next) send(pane);
+      if (dropped) return;
+      if (["error", "outdated", "stale"].includes(message.op)) failed(message, pane);
+      else then(message, buffers ?? []);
+      return;
+    }
+  }
+  const forget = (pane) => {
+    const slot = panes.get(pane);
+    if (!slot) return;
+    slot.next = null;
+    if (slot.sent) slot.sent.dropped = true;
+  };
+  const waiting = () => [...panes.values()].some((slot) => slot.sent);
+  const reset = () => panes.clear();
+  return { ask, receive, forget, waiting, reset };
+}
+
+// A buffer of the kernel as a typed array that is aligned.
+export function typed(buffer, Kind) {
+  const bytes = buffer.buffer
+    ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer;
+  return new Kind(bytes);
+}
+
+export function share(p) { // a probability as a person reads it
+  if (!Number.isFinite(p)) return "–";
+  const of = 100 * p;
+  if (of === 0) return "0 %";
+  return `${of >= 99.95 ? of.toFixed(0) : of >= 10 ? of.toFixed(1) : of >= 1 ? of.toFixed(1) : of >= 0.1 ? of.toFixed(2) : of.toPrecision(1)} %`;
+}
+
+export const signed = (value, digits = 2) =>
+  Number.isFinite(value) ? `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}` : "–";
+
+// Lines over the layers: [{name, values, style}], NaN where nothing is. upside: 1 is on top (ranks).
+export function lines(make, { series, theme, caption, unit, upside = false, log = false, at = null, width = 460, height = 190, from = 0 }) {
+  const [left, right, top, bottom] = [46, 124, 10, 30];
+  const scale = (v) => (log ? Math.log10(Math.max(v, 1)) : v);
+  const all = series.flatMap((each) => [...each.values]).filter(Number.isFinite).map(scale);
+  let [low, high] = [Math.min(...all), Math.max(...all)];
+  if (!all.length) [low, high] = [0, 1];
+  if (log) low = 0;
+  if (high - low < 1e-6) high = low + 1;
+  const count = Math.max(2, ...series.map((each) => each.values.length));
+  const x = (i) => left + (i / (count - 1)) * (width - left - right);
+  const y = (v) => {
+    const part = (scale(v) - low) / (high - low);
+    return top + (upside ? part : 1 - part) * (height - top - bottom);
+  };
+  const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", role: "img", "aria-label": caption });
+  const ticks = log ? [1, 10, 100, 1000, 10000, 100000].filter((t) => Math.log10(t) <= high + 0.2)
+    : [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (high - low));
+  for (const tick of ticks) {
+    const name = log ? String(tick) : Math.abs(high - low) < 8 ? tick.toFixed(1) : tick.toFixed(0);
+    svg.append(make.svg("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "gx-rule" }),
+      make.svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, name));
+  }
+  const every = Math.ceil(count / 14);
+  for (let i = 0; i < count; i += every) {
+    svg.append(make.svg("text", { x: x(i), y: height - bottom + 16, "text-anchor": "middle" }, String(i + from)));
+  }
+  if (at !== null) svg.append(make.svg("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom, class: "gx-at" }));
+  svg.append(make.svg("text", { x: left, y: height - 2 }, unit));
+  const ends = []; // names beside the lines' ends, pushed apart
+  series.forEach((each) => {
+    const points = [...each.values].map((v, i) => (Number.isFinite(v) ? `${x(i).toFixed(1)},${y(v).toFixed(1)}` : null));
+    const line = LINES[each.style % LINES.length];
+    svg.append(make.svg("polyline", { points: points.filter(Boolean).join(" "), fill: "none", stroke: line[theme],
+      "stroke-width": 2.2, "stroke-dasharray": line.dash }));
+    const last = points.findLastIndex(Boolean);
+    if (last >= 0) ends.push({ y: y(each.values[last]), name: each.name, line });
+  });
+  ends.sort((a, b) => a.y - b.y);
+  ends.forEach((end, i) => {
+    if (i && end.y < ends[i - 1].y + 14) end.y = ends[i - 1].y + 14;
+    svg.append(make.svg("text", { x: width - right + 5, y: end.y + 4, fill: end.line[theme], class: "gx-end" },
+      `${end.line.mark} ${end.name.slice(0, 14)}`));
+  });
+  return svg;
+}
+
+// One row of a bar chart around zero or of a waterfall: from and to as fractions of the width.
+export function bar(make, { name, from, to, value, kind, title, click }) {
+  const fill = make("span", `gx-fill gx-${kind}`);
+  fill.style.left = `${(100 * Math.min(from, to)).toFixed(2)}%`;
+  fill.style.width = `${Math.max(0.3, 100 * Math.abs(to - from)).toFixed(2)}%`;
+  const row = make("li", "gx-bar-row");
+  const label = click ? make.button("gx-link", name, title, click) : make("span", "gx-name", name);
+  row.append(label, make("span", "gx-track", fill), make("span", "gx-number", value));
+  return row;
+}
+
+// A text table, the alternative to a picture.
+export function table(make, caption, head, rows) {
+  const cell = (tag, text, scope) => {
+    const node = make(tag, "", text);
+    if (scope) node.setAttribute("scope", scope);
+    return node;
+  };
+  return make("table", "gx-table", make("caption", "", caption),
+    make("thead", "", make("tr", "", ...head.map((each) => cell("th", each, "col")))),
+    make("tbody", "", ...rows.map(([first, ...rest]) =>
+      make("tr", "", cell("th", first, "row"), ...rest.map((each) => cell("td", each))))));
+}
