@@ -46,12 +46,12 @@ function render({ model, el }) {
     if (pane === "next") x.next();
     alarm(message.text);
   });
-  function ask(pane, message, then) {
+  function ask(message, kinds, then, pane) {
     if (!ran) return;
-    mail.ask(pane, { ...message, run: ran.run }, (answer, buffers) => {
+    mail.ask({ ...message, run: ran.run }, kinds, (...answer) => {
       settle();
-      then(answer, buffers);
-    });
+      then(...answer);
+    }, pane);
     later("slow", 5000, () => mail.waiting() && slow());
   }
   const settle = () => {
@@ -78,25 +78,25 @@ function render({ model, el }) {
   }
   function hello() {
     busy(true);
-    mail.ask("run", { op: "hello" }, arrive);
+    mail.ask({ op: "hello" }, "ufi", arrive, "run");
     later("slow", 5000, () => mail.waiting() && slow());
   }
   function run(more = {}) {
     stale("");
     busy(true);
-    mail.ask("run", { op: "run", prompt: prompt.value, ...more }, arrive);
+    mail.ask({ op: "run", prompt: prompt.value, ...more }, "ufi", arrive);
   }
-  function arrive(message, buffers) {
+  function arrive(message, small, values, logprobs) {
     busy(false);
     settle();
     alarm("");
     ran = message;
-    ran.logprobs = typed(buffers[2], Float32Array);
+    ran.logprobs = logprobs;
     patterns = new Map();
     own = [];
     learn(message.names);
-    thumbs = { of: "a", size: message.thumb, ...unpack(typed(buffers[0], Uint8Array), layers * heads, message.thumb) };
-    takeScores(message.scores, buffers[1]);
+    thumbs = { of: "a", size: message.thumb, ...unpack(small, layers * heads, message.thumb) };
+    takeScores(message.scores, values);
     const last = ran.tokens.length - 1;
     state.query = Math.min(state.query ?? last, last);
     if (state.fresh !== false) state.query = last;
@@ -118,8 +118,7 @@ function render({ model, el }) {
   }
   const names = new Map();
   const learn = (more) => Object.entries(more ?? {}).forEach(([id, name]) => names.set(Number(id), name));
-  function takeScores(meta, buffer) {
-    const values = typed(buffer, Float32Array);
+  function takeScores(meta, values) {
     const each = layers * heads;
     scores = meta.map((one, i) => ({ ...one, values: values.subarray(i * each, (i + 1) * each) }));
     fillScores();
@@ -152,8 +151,8 @@ function render({ model, el }) {
       fillScores();
       showHeads();
     },
-    freshScores: () => ask("scores", { op: "scores", of: "a" }, (message, buffers) => {
-      takeScores(message.scores, buffers[0]);
+    freshScores: () => ask({ op: "scores", of: "a" }, "f", (message, values) => {
+      takeScores(message.scores, values);
       showHeads();
     }),
     pick(id, name) {
@@ -165,10 +164,10 @@ function render({ model, el }) {
     intervene(list, back = true) {
       if (back) history.push(model.get("interventions") ?? []);
       for (const key of [...patterns.keys()]) if (key.startsWith("after")) patterns.delete(key);
-      ask("next", { op: "intervene", interventions: list, position: state.query }, showNext);
+      ask({ op: "intervene", interventions: list, position: state.query }, "if", showNext, "next");
     },
     toggle: (change) => x.intervene(toggled(model.get("interventions") ?? [], { positions: null, ...change })),
-    next: () => ask("next", { op: "next", position: state.query }, showNext),
+    next: () => ask({ op: "next", position: state.query }, "if", showNext),
     choose(layer, head) {
       Object.assign(state, { layer, head });
       state.selected.clear();
@@ -222,9 +221,8 @@ function render({ model, el }) {
     const missing = list.find((each) => !weights(...each));
     if (!missing) return then();
     const [layer, head, of] = missing;
-    ask("pattern", { op: "pattern", layer, of, ...(ran.mode === "layer" ? {} : { head }) }, (message, buffers) => {
+    ask({ op: "pattern", layer, of, ...(ran.mode === "layer" ? {} : { head }) }, "u", (message, bytes) => {
       const key = slot(layer, head, of);
-      const bytes = typed(buffers[0], Uint8Array);
       const long = bytes.length / message.heads;
       const found = patterns.get(key) ?? { size: message.size, signed: message.signed, scale: message.scale, heads: [] };
       for (let h = 0; h < message.heads; h++) found.heads[message.first + h] = bytes.subarray(h * long, (h + 1) * long);
@@ -298,10 +296,8 @@ function render({ model, el }) {
   function exact() { // of the cell that is held; the bytes carry two to three digits
     const { layer, head, of, query, key } = state;
     if (state.selected.size || of.includes("-") || !ran) return;
-    ask("exact", { op: "exact", layer, head, of, query }, (message, buffers) => {
-      if (message.query !== state.query) return;
-      const row = typed(buffers[0], Float32Array);
-      if (matrix.held) say(state.sink ? row[key] / (1 - row[0]) : row[key]);
+    ask({ op: "exact", layer, head, of, query }, "f", (message, row) => {
+      if (matrix.held && query === state.query) say(state.sink ? row[key] / (1 - row[0]) : row[key]);
     });
   }
 
@@ -325,16 +321,14 @@ function render({ model, el }) {
     draw();
     if (thumbs.of !== state.of) {
       const { of } = state;
-      ask("thumbs", { op: "thumbs", of }, (message, buffers) => {
-        thumbs = { of, size: message.thumb, signed: message.signed, ...unpack(typed(buffers[0], Uint8Array), layers * heads, message.thumb) };
+      ask({ op: "thumbs", of }, "u", (message, bytes) => {
+        thumbs = { of, size: message.thumb, signed: message.signed, ...unpack(bytes, layers * heads, message.thumb) };
         draw();
       });
     }
   }
-  function showNext(message, buffers) {
+  function showNext(message, ids, before, after, b, logits, now) {
     learn(message.names);
-    const ids = typed(buffers[0], Int32Array);
-    const [before, after, , logits, now] = buffers.slice(1).map((each) => typed(each, Float32Array));
     const rows = [...ids.keys()].slice(0, 12);
     const on = message.kl.after !== null;
     nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after ?? 0,
@@ -442,13 +436,13 @@ function render({ model, el }) {
   el.append(root);
 
   function code() {
-    mail.ask("code", { op: "code" }, ({ text }) => show("The Python of this view", make("pre", "gx-code", text)));
+    mail.ask({ op: "code" }, "u", ({ text }) => show("The Python of this view", make("pre", "gx-code", text)));
   }
   function pin() {
-    mail.ask("pin", { op: "pin" }, ({ alt, name }, buffers) => {
+    mail.ask({ op: "pin" }, "u", ({ alt, name }, picture) => {
       const image = make("img", "gx-pin");
       image.alt = alt;
-      image.src = URL.createObjectURL(new Blob([typed(buffers[0], Uint8Array)], { type: "image/png" }));
+      image.src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
       const link = make("a", "gx-link", "Download the picture");
       link.href = image.src;
       link.download = name;

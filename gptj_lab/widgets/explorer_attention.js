@@ -36,33 +36,9 @@ export function strip(make, { label, point }) {
   node.setAttribute("role", "listbox");
   node.setAttribute("aria-orientation", "horizontal");
   node.setAttribute("aria-label", label);
-  let cells = [];
-  let current = 0;
-  const index = (event) => cells.indexOf(event.target.closest ? event.target.closest(".gx-token") ?? event.target : event.target);
-  node.addEventListener("click", (event) => {
-    const i = index(event);
-    if (i >= 0) point(i, "pointer");
-  });
-  node.addEventListener("keydown", (event) => {
-    const to = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: cells.length - 1,
-      PageDown: current + 10, PageUp: current - 10 }[event.key];
-    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const next = Math.min(Math.max(to, 0), cells.length - 1);
-    choose(next);
-    cells[next].focus();
-    point(next, "key");
-  });
-  function choose(i) {
-    cells.forEach((cell, j) => {
-      cell.tabIndex = i === j ? 0 : -1;
-      cell.setAttribute("aria-selected", String(i === j));
-    });
-    current = i;
-  }
+  const keys = rove(node, (i, event) => point(i, event.type));
   function fill(tokens, ids) {
-    cells = tokens.map((token, i) => {
+    const cells = tokens.map((token, i) => {
       const cell = make("span", "gx-token", make("span", "gx-text", token), make("span", "gx-under"));
       cell.setAttribute("role", "option");
       cell.setAttribute("aria-label", `${token}, position ${i}`);
@@ -70,20 +46,19 @@ export function strip(make, { label, point }) {
       return cell;
     });
     node.replaceChildren(...cells);
-    choose(Math.min(current, cells.length - 1));
+    keys.set(cells, cells.length);
   }
   // numbers: one of 0..255 for each token or −1; texts below them; key: the one that is pointed at.
   function paint(numbers, texts, lut, key) {
-    cells.forEach((cell, i) => {
+    keys.cells.forEach((cell, i) => {
       const [text, under] = cell.children;
       const q = numbers ? numbers[i] : -1;
-      const value = q > 0 ? lut[q] : null;
-      const rgb = value === null ? null : [value & 255, (value >> 8) & 255, (value >> 16) & 255];
+      const rgb = q > 0 ? parts(lut[q]) : null;
       text.style.background = rgb ? css(rgb) : "";
       text.style.color = rgb ? inkOn(rgb) : "";
       under.textContent = texts?.[i] ?? "";
       cell.dataset.key = String(i === key);
     });
   }
-  return { node, fill, choose, paint, focus: () => cells[current]?.focus(), get cells() { return cells; } };
+  return { node, fill, choose: keys.choose, paint, focus: keys.focus };
 }

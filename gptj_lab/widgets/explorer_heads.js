@@ -8,16 +8,6 @@ export function order(layers, heads, scores, sorted) {
   return all.sort((a, b) => value(b) - value(a) || a - b);
 }
 
-// The step that a key means in a grid, or null.
-export function step(key, index, wide, count) {
-  const column = index % wide;
-  const to = { ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: index + wide, ArrowUp: index - wide,
-    Home: index - column, End: Math.min(index - column + wide - 1, count - 1),
-    PageDown: column + wide * Math.floor((count - 1 - column) / wide), PageUp: column }[key];
-  if (to === undefined) return null;
-  return to < 0 || to >= count ? index : to;
-}
-
 const NAME = (i, heads) => `${Math.floor(i / heads)}.${i % heads}`;
 
 export function overview(make, { layers, heads, choose, toggle, ablate }) {
@@ -30,7 +20,6 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
   const view = canvas.ownerDocument.defaultView;
   let cells = [];
   let standing = []; // index of the cell → head
-  let current = 0; // index of the cell that Tab reaches
   let shown = null;
 
   function build() {
@@ -53,42 +42,20 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       for (let h = 0; h < heads; h++) {
         const cell = make("div", "gx-cell");
         cell.setAttribute("role", "gridcell");
-        cell.tabIndex = cells.length === current ? 0 : -1;
         cells.push(cell);
         row.append(cell);
       }
       grid.append(row);
     }
+    keys.set(cells, heads);
   }
-  const index = (event) => cells.indexOf(event.target.closest ? event.target.closest(".gx-cell") ?? event.target : event.target);
   const place = (i) => [Math.floor(standing[i] / heads), standing[i] % heads];
-  grid.addEventListener("click", (event) => {
-    const i = index(event);
-    if (i < 0) return;
-    reach(i);
-    if (event.shiftKey || event.ctrlKey || event.metaKey) toggle(...place(i));
-    else choose(...place(i));
-  });
-  grid.addEventListener("keydown", (event) => {
-    const i = index(event);
-    if (i < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
-    const to = step(event.key, i, heads, cells.length);
-    if (to !== null) {
-      reach(to);
-      cells[to].focus();
-      if (!event.shiftKey) choose(...place(to));
-    } else if (event.key === "Enter") choose(...place(i));
-    else if (event.key === " ") toggle(...place(i));
-    else if (event.key === "a") ablate(...place(i));
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  });
-  function reach(i) {
-    if (cells[current]) cells[current].tabIndex = -1;
-    current = i;
-    cells[i].tabIndex = 0;
-  }
+  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || event.ctrlKey || event.metaKey) ? toggle : choose)(...place(i)),
+    (key, i) => {
+      const act = { Enter: choose, " ": toggle, a: ablate }[key];
+      act?.(...place(i));
+      return act;
+    });
 
   // {thumbs [L·H, S, S], size, lut, mask, scores or null, sign, name, sorted, chosen, selected, ablated, failed}
   function show(next) {
@@ -101,6 +68,7 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
   }
   function mark({ chosen, selected, ablated }) {
     Object.assign(shown, { chosen, selected, ablated });
+    keys.choose(standing.indexOf(chosen[0] * heads + chosen[1]));
     standing.forEach((head, i) => {
       const cell = cells[i];
       const on = chosen[0] * heads + chosen[1] === head;
@@ -117,7 +85,6 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       const number = shown.scores && shown.cell >= 30 ? shown.scores[head].toFixed(2).replace("0.", ".") : "";
       cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
       cell.style.color = shown.scores && shown.cell >= 30 && !off ? inkOn(shown.fill(head)) : "";
-      if (on && cells[current] !== cell && !grid.contains?.(grid.ownerDocument.activeElement)) reach(i);
     });
     if (shown.scores) {
       const top = order(layers, heads, shown.scores, true).slice(0, 6);
@@ -162,5 +129,5 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       pen.drawImage(small, x, y, cell, cell);
     });
   }
-  return { node, show, mark, paint, focus: () => cells[current]?.focus() };
+  return { node, show, mark, paint, focus: keys.focus };
 }

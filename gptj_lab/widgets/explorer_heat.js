@@ -58,27 +58,22 @@ export function heat(make, { label, options = {}, point, lock }) {
     pen.font = "12px ui-monospace, 'DejaVu Sans Mono', monospace";
     return pen;
   }
-  const cut = (pen, text, room) => {
+  function write(pen, text, x, y, room) {
     let shown = text;
     while (shown.length > 1 && pen.measureText(shown).width > room) shown = `${shown.slice(0, -2)}…`;
-    return shown;
-  };
-  function names(pen, chosen) {
+    pen.fillText(shown, x, y);
+  }
+  // The name of row or column i, in its gutter; a column's stands upright.
+  function name(pen, down, i) {
     const { left, top, w, h } = place;
     pen.textBaseline = "middle";
-    const each = (all, [from, to], step, draw) => {
-      const every = Math.max(1, Math.ceil(13 / step));
-      for (let i = from; i < to; i++) if (chosen ? chosen === i + 1 : (i - from) % every === 0) draw(all[i], (i - from + 0.5) * step, i);
-    };
-    return { each, row: (name, y) => { pen.textAlign = "right"; pen.fillText(cut(pen, name, left - 8), left - 5, top + y); },
-      column: (name, x) => {
-        pen.save();
-        pen.translate(left + x, top - 5);
-        pen.rotate(-Math.PI / 2);
-        pen.textAlign = "left";
-        pen.fillText(cut(pen, name, top - 8), 0, 0);
-        pen.restore();
-      }, w, h };
+    pen.textAlign = down ? "right" : "left";
+    if (down) return write(pen, data.rows[i], left - 5, top + (i - seen[0][0] + 0.5) * h, left - 8);
+    pen.save();
+    pen.translate(left + (i - seen[1][0] + 0.5) * w, top - 5);
+    pen.rotate(-Math.PI / 2);
+    write(pen, data.cols[i], 0, 0, top - 8);
+    pen.restore();
   }
   function paint() {
     if (!data) return;
@@ -101,13 +96,11 @@ export function heat(make, { label, options = {}, point, lock }) {
     pen.imageSmoothingEnabled = false;
     const { left, top, w, h } = place;
     pen.drawImage(small, left, top, m * by * w, n * by * h);
-    const ink = colour("--ink");
     pen.fillStyle = colour("--soft");
-    const write = names(pen);
-    write.each(data.rows, rowPart, h, write.row);
-    write.each(data.cols, colPart, w, write.column);
-    if (data.text && w >= 27 && h >= 15) numbers(pen, ink);
-    over.style.left = over.style.top = "0";
+    for (const [down, [from, to], size] of [[true, rowPart, h], [false, colPart, w]]) {
+      for (let i = from; i < to; i += Math.max(1, Math.ceil(13 / size))) name(pen, down, i);
+    }
+    if (data.text && w >= 27 && h >= 15) numbers(pen);
     cross();
   }
   function numbers(pen) {
@@ -120,9 +113,8 @@ export function heat(make, { label, options = {}, point, lock }) {
         const q = data.q(r, c);
         const text = q < 0 ? "" : data.text(r, c);
         if (!text) continue;
-        const value = data.lut[q];
-        pen.fillStyle = inkOn([value & 255, (value >> 8) & 255, (value >> 16) & 255]);
-        pen.fillText(cut(pen, text, w - 2), left + (c - c0 + 0.5) * w, top + (r - r0 + 0.5) * h);
+        pen.fillStyle = inkOn(parts(data.lut[q]));
+        write(pen, text, left + (c - c0 + 0.5) * w, top + (r - r0 + 0.5) * h, w - 2);
       }
     }
   }
@@ -133,28 +125,20 @@ export function heat(make, { label, options = {}, point, lock }) {
     const [[r0], [c0]] = seen;
     const { left, top, w, h } = place;
     const [x, y] = [left + (at[1] - c0) * w, top + (at[0] - r0) * h];
-    const [line, rim] = [colour("--mark"), colour("--rim")];
-    const stroke = (draw) => [[rim, held ? 5 : 3.5], [line, held ? 3 : 1.5]].forEach(([style, wide]) => {
-      pen.strokeStyle = style;
-      pen.lineWidth = wide;
-      draw();
-    });
     const [bw, bh] = [Math.max(w, 5), Math.max(h, 5)];
-    pen.globalAlpha = 0.75;
-    pen.fillStyle = line;
+    pen.fillStyle = colour("--mark");
     pen.fillRect(left, y + h / 2 - 0.5, x - left, 1);
     pen.fillRect(x + w / 2 - 0.5, top, 1, y - top);
-    pen.globalAlpha = 1;
-    stroke(() => pen.strokeRect(x + (w - bw) / 2, y + (h - bh) / 2, bw, bh));
-    const write = names(pen);
-    for (const [name, where, draw, bounds] of [
-      [data.rows[at[0]], y - top + h / 2, write.row, [0, y + h / 2 - 8, left - 2, 16]],
-      [data.cols[at[1]], x - left + w / 2, write.column, [x + w / 2 - 8, 0, 16, top - 2]],
-    ]) {
+    for (const [style, wide] of [["--rim", held ? 6 : 4], ["--mark", held ? 4 : 2]]) {
+      pen.strokeStyle = colour(style);
+      pen.lineWidth = wide;
+      pen.strokeRect(x + (w - bw) / 2, y + (h - bh) / 2, bw, bh);
+    }
+    for (const [down, bounds] of [[true, [0, y + h / 2 - 8, left - 2, 16]], [false, [x + w / 2 - 8, 0, 16, top - 2]]]) {
       pen.fillStyle = colour("--accent");
       pen.fillRect(...bounds);
       pen.fillStyle = colour("--on-accent");
-      draw(name, where);
+      name(pen, down, at[down ? 0 : 1]);
     }
   }
   function move(row, col, from) {

@@ -1,6 +1,5 @@
 // The tabs for causes and comparisons: patching, A against B, generation, GPT-J's own, a table.
 
-const typedFloats = (buffers) => buffers.map((each) => typed(each, Float32Array));
 const peak = (values) => Math.max(...[...values].filter(Number.isFinite).map(Math.abs), 1e-9);
 // Values as bytes around 128.
 export const around = (value, most) => (Number.isFinite(value) ? Math.round(128 + 127 * Math.min(Math.max(value / most, -1), 1)) : -1);
@@ -55,7 +54,7 @@ function patchPanel(x) {
     text.textContent += ` Stopped at ${job.done} of ${job.total}.`;
   }
   function start() {
-    x.ask("sweep", { op: "sweep", what, token: null, minus: null, position: x.ran.tokens.length - 1 }, (message) => {
+    x.ask({ op: "sweep", what, token: null, minus: null, position: x.ran.tokens.length - 1 }, "f", (message) => {
       x.learn(message.names);
       job = { ...message, run: x.ran.run, cells: new Float32Array(message.shape[0] * message.shape[1]).fill(NaN) };
       running = true;
@@ -67,12 +66,12 @@ function patchPanel(x) {
   }
   function pull() {
     if (!running) return;
-    x.ask("sweep", { op: "sweep_next", sweep: job.sweep }, (message, buffers) => {
+    x.ask({ op: "sweep_next", sweep: job.sweep }, "f", (message, cells) => {
       if (message.sweep !== job?.sweep) return;
-      job.cells.set(typed(buffers[0], Float32Array), message.from);
+      job.cells.set(cells, message.from);
       Object.assign(job, { done: message.done, total: message.total });
       draw();
-      if (message.done < message.total) return pull();
+      if (message.done < message.total) return void pull();
       running = false;
       go.textContent = "Start";
       if (job.what === "ablate_heads") x.freshScores();
@@ -113,8 +112,7 @@ function comparePanel(x) {
       text.textContent = "There is no B yet: type a second prompt, or give Explorer(model, prompt, compare=other_model).";
       return best.replaceChildren(), chart.replaceChildren();
     }
-    x.ask("compare", { op: "compare" }, (message, buffers) => {
-      const [moved, a, b, kl] = typedFloats(buffers);
+    x.ask({ op: "compare" }, "f", (message, moved, a, b, kl) => {
       text.textContent = message.sentence;
       best.replaceChildren(make("span", "gx-caption", "heads moved most: "), ...message.top.map(([l, h, d]) =>
         make.button("gx-link", `${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h))));
@@ -169,12 +167,12 @@ function generatePanel(x) {
   }
   const halt = () => {
     show(false);
-    x.ask("generate", { op: "generate_stop" }, take);
+    x.ask({ op: "generate_stop" }, "f", take, "generate");
   };
   function start() {
     show(true);
     text.textContent = "";
-    x.ask("generate", { op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, take);
+    x.ask({ op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, "f", take);
   }
   function take(message) {
     x.learn(message.names);
@@ -182,7 +180,7 @@ function generatePanel(x) {
     if (message.last) {
       show(false);
       x.again();
-    } else if (running) x.ask("generate", { op: "generate_next" }, take);
+    } else if (running) x.ask({ op: "generate_next" }, "f", take, "generate");
   }
   function tell() {
     const next = state.query + 1;
@@ -218,8 +216,7 @@ function specialPanel(x) {
   function head() {
     const { layer, head: h, query } = state;
     if (about.rotary) {
-      x.ask("rotary", { op: "rotary", layer, head: h, query }, (message, buffers) => {
-        const [waves, , values] = typedFloats(buffers);
+      x.ask({ op: "rotary", layer, head: h, query }, "f", (message, waves, scores, values) => {
         const rows = waves.length + 1;
         const columns = values.length / rows;
         const most = peak(values);
@@ -233,10 +230,8 @@ function specialPanel(x) {
   }
   function circuit() {
     const { layer, head: h } = state;
-    x.ask("circuit", { op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, (message, buffers) => {
+    x.ask({ op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
       x.learn(message.names);
-      const [most, , least] = buffers.map((each) => typed(each, Int32Array));
-      const [, high, , low] = typedFloats(buffers);
       const top = Math.max(peak(high), peak(low));
       const list = (heading, ids, values, color) => make("div", "", make("p", "gx-caption", heading), make("ul", "gx-next", ...[...ids].map((id, i) =>
         bar(make, { name: x.name(id), from: 0, to: Math.abs(values[i]) / top, value: signed(values[i]), kind: color }))));
@@ -245,10 +240,8 @@ function specialPanel(x) {
     });
   }
   function position() {
-    x.ask("ledger", { op: "ledger", position: state.query, of: "a" }, (message, buffers) => {
+    x.ask({ op: "ledger", position: state.query, of: "a" }, "fif", (message, norms, ids) => {
       x.learn(message.names);
-      const norms = typed(buffers[0], Float32Array);
-      const ids = typed(buffers[1], Int32Array);
       say[1].textContent = message.sentence;
       const promoted = (l, side) => [0, 1, 2].map((j) => x.name(ids[(l * 2 + side) * 3 + j])).join("  ");
       ledger.replaceChildren(table(make, `Norms at '${x.token(message.position)}', and the tokens that are promoted most`,
@@ -267,15 +260,14 @@ function tablePanel(x) {
     if (!x.ran) return;
     const { layer, head, query } = state;
     const of = state.of.includes("-") ? "a" : state.of;
-    x.ask("table", { op: "exact", layer, head, of, query }, (message, buffers) => {
-      const row = typed(buffers[0], Float32Array);
+    x.ask({ op: "exact", layer, head, of, query }, "f", (message, row) => {
       const keys = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 40);
       const scores = x.scores();
       node.replaceChildren(table(make, `Layer ${layer} head ${head}: what '${x.token(query)}' (${query}) reads`, ["token", "position", "weight"],
         keys.map((k) => [x.token(k), String(k), row[k].toFixed(5)])),
       table(make, `Scores of layer ${layer}`, ["head", ...scores.map((each) => each.label)], Array.from({ length: x.about.heads }, (_, h) =>
         [`${layer}.${h}`, ...scores.map((each) => { const v = each.values[layer * x.about.heads + h]; return Number.isFinite(v) ? v.toFixed(3) : "–"; })])));
-    });
+    }, "table");
   }
   return { name: "table", title: "As a table", node, run, head: run, position: run };
 }

@@ -25,9 +25,9 @@ export const MARKS = { // of what is chosen, on any cell: a line with a rim
 export const LINES = [
   { light: "#17508f", dark: "#78b2ea", dash: "", mark: "●" },
   { light: "#a34700", dark: "#ffab5c", dash: "7 4", mark: "■" },
-  { light: "#00634a", dark: "#5cd6ae", dash: "2 3", mark: "▲" },
-  { light: "#7b2d66", dark: "#eba7d6", dash: "10 3 2 3", mark: "◆" },
-  { light: "#4a4f57", dark: "#d5d9de", dash: "4 2 1 2 1 2", mark: "✚" },
+  { light: "#9116e8", dark: "#f3f6da", dash: "2 3", mark: "▲" },
+  { light: "#00634a", dark: "#5cd6ae", dash: "10 3 2 3", mark: "◆" },
+  { light: "#4a4f57", dark: "#9aa3ad", dash: "4 2 1 2 1 2", mark: "✚" },
 ];
 
 const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -50,12 +50,13 @@ export function pixel(hex) {
   return new Uint32Array(new Uint8ClampedArray([...channels(hex), 255]).buffer)[0];
 }
 
+// A pixel of a table as [red, green, blue].
+export const parts = (value) => [value & 255, (value >> 8) & 255, (value >> 16) & 255];
 export const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
 
 // Black or white, whichever is read better on that colour.
 export function inkOn(rgb) {
-  const light = luminance(css(rgb));
-  return light > 0.179 ? "#000000" : "#ffffff";
+  return luminance(css(rgb)) > 0.179 ? "#000000" : "#ffffff";
 }
 
 export function ramp(name, theme) {

@@ -10,27 +10,18 @@ function panels(x, makers) {
   const body = make("div", "gx-panel");
   body.setAttribute("role", "tabpanel");
   const buttons = all.map((panel) => {
-    const button = make.button("gx-tab", panel.title, "", () => open(panel.name));
+    const button = make.button("gx-tab", panel.title, "", () => {});
     button.setAttribute("role", "tab");
     bar.append(button);
     return button;
   });
   const here = () => all.find((each) => each.name === state.tab) ?? all[0];
-  bar.addEventListener("keydown", (event) => {
-    const to = step(event.key, all.indexOf(here()), all.length, all.length);
-    if (to === null) return;
-    event.preventDefault();
-    event.stopPropagation();
-    open(all[to].name);
-    buttons[to].focus();
-  });
+  const keys = rove(bar, (i) => open(all[i].name));
   function open(name) {
     state.tab = name;
     const panel = here();
-    buttons.forEach((button, i) => {
-      button.setAttribute("aria-selected", String(all[i] === panel));
-      button.tabIndex = all[i] === panel ? 0 : -1;
-    });
+    buttons.forEach((button) => button.setAttribute("aria-selected", "false"));
+    keys.set(buttons, buttons.length, all.indexOf(panel));
     body.setAttribute("aria-label", panel.title);
     body.replaceChildren(panel.node);
     panel.run();
@@ -47,11 +38,11 @@ function tokenBox(x, caption, change) {
   input.placeholder = "likeliest";
   input.addEventListener("change", () => {
     if (!input.value) return change(null);
-    x.ask(`token ${caption}`, { op: "token", text: input.value }, (message) => {
+    x.ask({ op: "token", text: input.value }, "u", (message) => {
       x.learn(message.names);
       if (message.note) x.tell(message.note);
       change(message.ids[0]);
-    });
+    }, caption);
   });
   const label = x.make("label", "gx-control", x.make("span", "gx-caption", caption), input);
   label.input = input;
@@ -64,36 +55,17 @@ function tokenGrid(x, { label, point }) {
   const node = make("div", "gx-lens");
   node.setAttribute("role", "grid");
   node.setAttribute("aria-label", label);
-  let cells = [];
   let wide = 1;
-  let at = 0;
-  const choose = (i) => {
-    cells[at]?.setAttribute("aria-selected", "false");
-    if (cells[at]) cells[at].tabIndex = -1;
-    at = i;
-    cells[i].tabIndex = 0;
-    cells[i].setAttribute("aria-selected", "true");
-  };
-  const go = (i, from) => {
-    choose(i);
-    point(Math.floor(i / wide), i % wide, from);
-  };
-  node.addEventListener("click", (event) => {
-    const i = cells.indexOf(event.target);
-    if (i >= 0) go(i, "pointer");
+  let column = 0; // an arrow against the border is told on: it moves the window
+  const keys = rove(node, (i, event) => {
+    const edge = i % wide === column && event.key;
+    column = i % wide;
+    point(Math.floor(i / wide), column, edge);
   });
-  node.addEventListener("keydown", (event) => {
-    const to = step(event.key, at, wide, cells.length);
-    if (to === null || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    event.stopPropagation();
-    if (to === at && event.key !== "Home" && event.key !== "End") return point(Math.floor(at / wide), at % wide, event.key);
-    go(to, "key");
-    cells[to]?.focus();
-  });
-  function show(rows, columns, cell, [row, column]) {
+  function show(rows, columns, cell, [row, at]) {
+    column = at;
     wide = columns.length;
-    cells = [];
+    const cells = [];
     node.style.gridTemplateColumns = `auto repeat(${wide}, minmax(0, 1fr))`;
     const line = (name, role, nodes) => {
       const head = make("div", "gx-axis", name);
@@ -111,16 +83,14 @@ function tokenGrid(x, { label, point }) {
       const { text, rgb, title } = cell(r, c);
       const one = make("div", "gx-lens-cell", text);
       one.setAttribute("role", "gridcell");
-      one.setAttribute("aria-selected", "false");
       one.title = title;
-      one.tabIndex = -1;
       one.style.background = css(rgb);
       one.style.color = inkOn(rgb);
       cells.push(one);
       return one;
     }))));
-    choose(row * wide + column);
-    if (held) cells[at].focus();
+    keys.set(cells, wide, row * wide + at);
+    if (held) keys.focus();
   }
   return { node, show };
 }
@@ -158,9 +128,8 @@ function lensPanel(x) {
     const n = x.ran.tokens.length;
     const stop = Math.min(n, Math.max(WIDE, state.query + 3));
     const start = Math.max(0, stop - WIDE);
-    x.ask("lens", { op: "lens", of: of(), kind, start, stop }, (message, buffers) => {
+    x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
       x.learn(message.names);
-      const [ids, logprobs, entropy, kl] = buffers.map((each, i) => typed(each, i ? Float32Array : Int32Array));
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
       row = Math.min(row, message.rows.length - 1);
       paint();
@@ -194,11 +163,9 @@ function lensPanel(x) {
   }
   function follow() {
     if (!state.pins.length) return void plots.replaceChildren(make("p", "gx-hint", "Choose a token in a list, or type one, to follow it over the layers."));
-    x.ask("lens_of", { op: "lens_of", of: of(), kind, position: state.query, ids: state.pins }, (message, buffers) => {
+    x.ask({ op: "lens_of", of: of(), kind, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
       x.learn(message.names);
       const count = message.rows.length;
-      const logprobs = typed(buffers[0], Float32Array);
-      const ranks = typed(buffers[1], Int32Array);
       const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
       const caption = `after '${x.token(message.position)}'`;
       const unpin = message.ids.map((id, i) => make.button("gx-chip", `${LINES[i].mark} ${x.name(id)} ✕`, "no longer follow", () => {
@@ -243,9 +210,8 @@ function attributionPanel(x) {
   function run() {
     if (!x.ran) return;
     inputs.replaceChildren();
-    x.ask("attribute", { op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, (message, buffers) => {
+    x.ask({ op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
       x.learn(message.names);
-      const [heads, mlps, others] = buffers.map((each) => typed(each, Float32Array));
       got = { ...message, parts: [
         ...[...heads].map((value, i) => ({ name: `head ${Math.floor(i / about.heads)}.${i % about.heads}`, value, at: [Math.floor(i / about.heads), i % about.heads] })),
         ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
@@ -262,8 +228,7 @@ function attributionPanel(x) {
       value: signed(each.value, 3), kind: each.value < 0 ? "minus" : "plus", title: "choose this head", click: each.at && (() => x.choose(...each.at)) })));
   }
   function gradient(method) {
-    x.ask("gradient", { op: "gradient", position: state.query, token, minus, method }, (message, buffers) => {
-      const values = typed(buffers[0], Float32Array);
+    x.ask({ op: "gradient", position: state.query, token, minus, method }, "f", (message, values) => {
       const most = Math.max(...[...values].map(Math.abs), 1e-9);
       inputs.replaceChildren(...[...values].map((value, i) => {
         const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);

@@ -50,6 +50,55 @@ export function maker(doc) {
   return make;
 }
 
+// The step that a key means in a grid, or null.
+export function step(key, index, wide, count) {
+  const column = index % wide;
+  const to = { ArrowRight: column < wide - 1 ? index + 1 : index, ArrowLeft: column ? index - 1 : index, ArrowDown: index + wide, ArrowUp: index - wide,
+    Home: index - column, End: Math.min(index - column + wide - 1, count - 1),
+    PageDown: column + wide * Math.floor((count - 1 - column) / wide), PageUp: column }[key];
+  if (to === undefined) return null;
+  return to < 0 || to >= count ? index : to;
+}
+
+// Cells of which Tab reaches one; a click or an arrow key moves to another.
+export function rove(node, go, other) {
+  let [cells, wide, at] = [[], 1, 0];
+  const find = (event) => cells.findIndex((cell) => cell === event.target || cell.contains?.(event.target));
+  function choose(i) {
+    for (const [cell, on] of [[cells[at], false], [cells[i], true]]) {
+      if (!cell) continue;
+      cell.tabIndex = on ? 0 : -1;
+      cell.setAttribute("aria-selected", String(on));
+    }
+    at = i;
+  }
+  node.addEventListener("click", (event) => {
+    const i = find(event);
+    if (i < 0) return;
+    choose(i);
+    go(i, event);
+  });
+  node.addEventListener("keydown", (event) => {
+    const i = find(event);
+    if (i < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const to = step(event.key, i, wide, cells.length);
+    if (to !== null) {
+      choose(to);
+      cells[to].focus();
+      go(to, event);
+      cells[to]?.focus();
+    } else if (!other?.(event.key, i)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  const set = (next, columns, current) => {
+    [cells, wide] = [next, columns];
+    cells.forEach((cell) => (cell.tabIndex = -1));
+    choose(Math.min(current ?? at, cells.length - 1));
+  };
+  return { set, choose, focus: () => cells[at]?.focus(), get at() { return at; }, get cells() { return cells; } };
+}
+
 // At most one message in flight for each pane; of those that wait the newest is sent, answers to
 // older requests are dropped.
 export function mailbox(model, me, failed) {
@@ -57,50 +106,42 @@ export function mailbox(model, me, failed) {
   let count = 0;
   function send(pane) {
     const slot = panes.get(pane);
-    const { message, buffers, then } = slot.next;
-    slot.sent = { req: `${me}-${++count}`, then, dropped: false };
+    const { message, kinds, then } = slot.next;
+    slot.sent = { req: `${me}-${++count}`, kinds, then, dropped: false };
     slot.next = null;
-    model.send({ ...message, req: slot.sent.req }, undefined, buffers);
+    model.send({ ...message, req: slot.sent.req });
   }
-  function ask(pane, message, then, buffers) {
+  function ask(message, kinds, then, pane = message.op) {
     const slot = panes.get(pane) ?? {};
     panes.set(pane, slot);
-    slot.next = { message, then, buffers };
+    slot.next = { message, kinds, then };
     if (slot.sent) slot.sent.dropped = true;
     else send(pane);
   }
   function receive(message, buffers) {
     for (const [pane, slot] of panes) {
       if (!slot.sent || slot.sent.req !== message.req) continue;
-      const { then, dropped } = slot.sent;
+      const { then, kinds, dropped } = slot.sent;
       if (message.parts > message.part + 1) { // more of this answer is on its way
-        if (!dropped) then(message, buffers ?? []);
+        if (!dropped) then(message, ...arrays(kinds, buffers ?? []));
         return;
       }
       slot.sent = null;
       if (slot.next) send(pane);
       if (dropped) return;
       if (["error", "outdated", "stale"].includes(message.op)) failed(message, pane);
-      else then(message, buffers ?? []);
+      else then(message, ...arrays(kinds, buffers ?? []));
       return;
     }
   }
-  const forget = (pane) => {
-    const slot = panes.get(pane);
-    if (!slot) return;
-    slot.next = null;
-    if (slot.sent) slot.sent.dropped = true;
-  };
   const waiting = () => [...panes.values()].some((slot) => slot.sent);
-  const reset = () => panes.clear();
-  return { ask, receive, forget, waiting, reset };
+  return { ask, receive, waiting };
 }
 
-// A buffer of the kernel as a typed array that is aligned.
-export function typed(buffer, Kind) {
-  const bytes = buffer.buffer
-    ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer;
-  return new Kind(bytes);
+// The kernel's buffers as arrays: "uif" are bytes, integers, floats; the last kind goes on.
+export function arrays(kinds, buffers) {
+  return buffers.map((buffer, i) => new { u: Uint8Array, i: Int32Array, f: Float32Array }[kinds[i] ?? kinds.at(-1)](
+    buffer.buffer ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer));
 }
 
 export function share(p) { // a probability as a person reads it
