@@ -29,8 +29,7 @@ function render({ model, el }) {
   let own = []; // scores that panes add
   let timers = {};
 
-  const root = make("section", "gptj-view gptj-explorer");
-  root.setAttribute("aria-label", "Explorer");
+  const root = make("section", "gptj-view gptj-explorer", { "aria-label": "Explorer" });
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys stay out
   const theme = () => root.dataset.theme || "light";
   const later = (name, wait, f) => {
@@ -98,9 +97,9 @@ function render({ model, el }) {
     thumbs = { of: "a", size: message.thumb, ...unpack(small, layers * heads, message.thumb) };
     takeScores(message.scores, values);
     const last = ran.tokens.length - 1;
-    state.query = Math.min(state.query ?? last, last);
+    state.query = min(state.query ?? last, last);
     if (state.fresh !== false) state.query = last;
-    state.key = Math.min(state.key ?? 0, state.query);
+    state.key = min(state.key ?? 0, state.query);
     if (doc.activeElement !== prompt) prompt.value = message.prompt;
     counter.textContent = `${ran.tokens.length} of ${about.context} tokens`;
     note.textContent = [...message.notes, ...(message.mode === "pooled" ? [`Above 1,024 tokens a cell of the matrix is the largest of several weights; exact rows come when you hold a cell.`] : [])].join(" ");
@@ -124,14 +123,9 @@ function render({ model, el }) {
     fillScores();
   }
   function fillScores() {
-    const all = [["", "attention patterns"], ...[...scores, ...own].map((each) => [each.name, each.label])];
-    scoreBox.input.replaceChildren(...all.map(([value, text]) => {
-      const option = make("option", "", text);
-      option.value = value;
-      return option;
-    }));
+    const all = [["", "attention patterns"], ...x.scores().map((each) => [each.name, each.label])];
     if (!all.some(([value]) => value === state.score)) state.score = "";
-    scoreBox.input.value = state.score;
+    scoreBox.fill(all, state.score);
   }
 
   // --- What all panes use ---
@@ -178,7 +172,7 @@ function render({ model, el }) {
     },
     at(query, key, from) { // the crosshair, wherever it was moved
       const moved = query !== state.query;
-      Object.assign(state, { query, key: Math.min(key ?? state.key, query) });
+      Object.assign(state, { query, key: min(key ?? state.key, query) });
       showRow();
       say();
       later("keep", 400, keep);
@@ -253,16 +247,16 @@ function render({ model, el }) {
       say();
     });
   }
-  const tile = (p) => Math.floor(((p + 1) * field.size - 1) / ran.tokens.length);
-  const spot = (i) => Math.floor((i * ran.tokens.length) / field.size);
+  const tile = (p) => floor(((p + 1) * field.size - 1) / ran.tokens.length);
+  const spot = (i) => floor((i * ran.tokens.length) / field.size);
   function drawMatrix() {
     const { size, bytes, signed } = field;
     const { ramp: strong, signed: both, mask } = x.colours();
-    const axis = Array.from({ length: size }, (_, i) => x.label(spot(i)));
+    const axis = times(size, (i) => x.label(spot(i)));
     const skip = state.sink && !signed ? 1 : 0;
     matrix.show({ rows: axis, cols: axis, lut: signed ? both : strong, mask, zero: signed ? 128 : 0, last: (r) => r,
       q: (r, c) => (c > r || r < skip || c < skip ? -1 : bytes[r * size + c]),
-      text: (r, c) => (signed ? "" : (100 * weight(bytes[r * size + c])).toFixed(0)) }, [tile(state.query), tile(Math.min(state.key, state.query))]);
+      text: (r, c) => (signed ? "" : (100 * weight(bytes[r * size + c])).toFixed(0)) }, [tile(state.query), tile(min(state.key, state.query))]);
   }
   const value = (query, key) => {
     const q = field.bytes[tile(query) * field.size + tile(key)];
@@ -272,14 +266,14 @@ function render({ model, el }) {
     if (!field) return;
     const { query, key } = state;
     const n = ran.tokens.length;
-    const numbers = Array.from({ length: n }, (_, i) => {
+    const numbers = times(n, (i) => {
       const [r, c] = state.reads ? [query, i] : [i, query];
       return c > r ? -1 : field.bytes[tile(r) * field.size + tile(c)];
     });
     const texts = numbers.map((q, i) => {
       if (q < 0) return "";
       const p = state.reads ? value(query, i) : value(i, query);
-      return field.signed ? (Math.abs(p) < 0.005 ? "" : signed(100 * p, 0)) : p < 0.005 ? "" : (100 * p).toFixed(0);
+      return field.signed ? (abs(p) < 0.005 ? "" : signed(100 * p, 0)) : p < 0.005 ? "" : (100 * p).toFixed(0);
     });
     tokens.choose(query);
     tokens.paint(numbers, texts, field.signed ? x.colours().signed : x.colours().ramp, key);
@@ -307,13 +301,13 @@ function render({ model, el }) {
     const off = new Set((model.get("interventions") ?? []).filter((each) => each.kind === "head").map((each) => `${each.layer}.${each.head}`));
     const marks = { chosen: [state.layer, state.head], selected: state.selected, ablated: off };
     if (only) return heatmap.mark(marks);
-    const score = [...scores, ...own].find((each) => each.name === state.score);
+    const score = x.scores().find((each) => each.name === state.score);
     const { ramp: strong, signed: both, mask } = x.colours();
-    const finite = score ? [...score.values].filter(Number.isFinite) : [];
-    const low = Math.min(0, ...finite);
-    const high = Math.max(...finite.map(Math.abs), 1e-9);
+    const finite = score ? [...score.values].filter(isFinite) : [];
+    const low = min(0, ...finite);
+    const high = max(...finite.map(abs), 1e-9);
     const anchors = score && low < 0 ? DIVERGING[theme()] : ramp(state.ramp, theme());
-    const fill = (i) => (Number.isFinite(score.values[i])
+    const fill = (i) => (isFinite(score.values[i])
       ? mix(anchors, low < 0 ? 0.5 + score.values[i] / high / 2 : (score.values[i] / high) ** state.gamma) : channels(MASK[theme()]));
     scoreNote.textContent = score ? `${score.note ?? ""} ${score.unit ? `(${score.unit})` : ""}` : "";
     const draw = () => heatmap.show({ thumbs: thumbs.bytes, size: thumbs.size, lut: thumbs.signed ? both : strong, mask,
@@ -347,23 +341,18 @@ function render({ model, el }) {
 
   // --- The page ---
   const status = make("span", "gx-status");
-  const told = make("span", "gptj-told");
-  told.setAttribute("role", "status");
+  const told = make("span", "gptj-told", { role: "status" });
   const again = make.button("gx-primary", "Run again", "", () => run());
   again.hidden = true;
-  const alert = make("p", "gptj-alert");
-  alert.setAttribute("role", "alert");
+  const alert = make("p", "gptj-alert", { role: "alert" });
   alert.hidden = true;
   const note = make("p", "gx-note");
   note.hidden = true;
   const below = make("div", "gx-below");
   const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make("span", "gx-caption", about.title), make("span", "gx-space"),
     make.button("gx-small", "Code", "c", code), make.button("gx-small", "Pin", "p", pin), make.button("gx-small", "? Keys", "?", help));
-  const prompt = make("textarea", "gx-prompt");
-  prompt.rows = 2;
-  prompt.spellcheck = false;
+  const prompt = make("textarea", "gx-prompt", { rows: 2, spellcheck: false, "aria-label": "Prompt" });
   prompt.value = model.get("prompt");
-  prompt.setAttribute("aria-label", "Prompt");
   const counter = make("span", "gx-caption");
   const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("gx-primary", "Run", "Ctrl+Enter", () => run()), again, counter, status));
   prompt.addEventListener("input", () => {
@@ -372,7 +361,7 @@ function render({ model, el }) {
     if ((ran?.seconds ?? 9) < 1) later("edit", 350, () => prompt.value && run());
   });
   const tokens = strip(make, { label: "Tokens of the prompt; arrow keys move", point: (i, from) => {
-    x.at(i, Math.min(state.key, i), "strip");
+    x.at(i, min(state.key, i), "strip");
     matrix.show(matrix.data ?? { rows: [], cols: [] }, field && [tile(i), tile(state.key)]);
     if (from === "pointer") x.position();
   } });
@@ -412,10 +401,8 @@ function render({ model, el }) {
   const ofs = make.select("of", Object.entries(OF), state.of, (value) => set("of", value, () => { keep(); all(); }));
   const reduce = make.select("several heads", [["mean", "mean"], ["max", "maximum"]], state.reduce, (value) => set("reduce", value, showMatrix));
   const ramps = make.select("colours", Object.keys(RAMPS).map((each) => [each, each]), state.ramp, (value) => set("ramp", value, () => { all(); tabs.run(); }));
-  const gamma = make("input");
-  Object.assign(gamma, { type: "range", min: "0.3", max: "2.5", step: "0.1", value: String(state.gamma) });
-  gamma.addEventListener("input", () => set("gamma", Number(gamma.value), all));
-  const gammaBox = make("label", "gx-control", make("span", "gx-caption", "γ"), gamma);
+  const gamma = make.input("γ", { type: "range", min: 0.3, max: 2.5, step: 0.1, value: state.gamma, title: "below 1 lifts what is small" },
+    (value) => set("gamma", Number(value), all), "input");
   const hows = make.select("by", [["zero", "zero"], ["mean", "mean of the text"], ["freeze", "frozen pattern"]], state.how, (value) => set("how", value, () => {}));
   const ablateButton = make.button("gx-small", "Switch head off", "a", () => chosen().forEach((each) => ablateHead(...each)));
   const mlp = () => x.toggle({ kind: "mlp", layer: state.layer, how: state.how === "mean" ? "mean" : "zero" });
@@ -427,7 +414,7 @@ function render({ model, el }) {
   const panes = make("div", "gx-main",
     make("section", "gx-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
       make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several.")),
-    make("section", "gx-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gammaBox,
+    make("section", "gx-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
       make.button("gx-small", "−", "zoom out", () => matrix.enlarge(0.5)), make.button("gx-small", "+", "zoom in around the crosshair", () => matrix.enlarge(2))),
     matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("gx-small", "MLP off", "l: this layer's MLP", mlp), make.button("gx-small", "Cut arrow", "x: the cell under the crosshair", cutArrow))),
     nextPane.node);
@@ -440,13 +427,9 @@ function render({ model, el }) {
   }
   function pin() {
     mail.ask({ op: "pin" }, "u", ({ alt, name }, picture) => {
-      const image = make("img", "gx-pin");
-      image.alt = alt;
-      image.src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
-      const link = make("a", "gx-link", "Download the picture");
-      link.href = image.src;
-      link.download = name;
-      show("Pinned", image, make("p", "gx-hint", "explorer.pin() in a cell leaves this picture in the notebook. ", link));
+      const src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
+      const link = make("a", "gx-link", { href: src, download: name }, "Download the picture");
+      show("Pinned", make("img", "gx-pin", { src, alt }), make("p", "gx-hint", "explorer.pin() in a cell leaves this picture in the notebook. ", link));
     });
   }
   function help() {
@@ -463,7 +446,7 @@ function render({ model, el }) {
   const keys = { "/": () => prompt.focus(), h: () => heatmap.focus(), m: () => matrix.node.focus(), t: () => tokens.focus(),
     a: () => ablateHead(state.layer, state.head), l: mlp, x: cutArrow, u: undo, p: pin, c: code, "?": help,
     s: () => { sink.input.checked = !state.sink; set("sink", !state.sink, showMatrix); },
-    "[": () => x.choose(Math.max(0, state.layer - 1), state.head), "]": () => x.choose(Math.min(layers - 1, state.layer + 1), state.head) };
+    "[": () => x.choose(max(0, state.layer - 1), state.head), "]": () => x.choose(min(layers - 1, state.layer + 1), state.head) };
   root.addEventListener("keydown", (event) => {
     const typing = ["TEXTAREA", "SELECT"].includes(event.target.tagName) || (event.target.tagName === "INPUT" && event.target.type !== "checkbox");
     if (event.target === prompt && event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
@@ -476,8 +459,7 @@ function render({ model, el }) {
       if (typing) event.stopPropagation();
       return;
     }
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
 
   // --- What changes without the view ---

@@ -15,10 +15,10 @@ export function combine(triangles, length, { reduce = "mean", sink = false } = {
       let value = 0;
       for (const each of triangles) {
         let p = weight(each[at]);
-        if (sink) p /= Math.max(1 - weight(each[triangle(r, 0)]), 1e-6);
-        value = reduce === "max" ? Math.max(value, p) : value + p / triangles.length;
+        if (sink) p /= max(1 - weight(each[triangle(r, 0)]), 1e-6);
+        value = reduce === "max" ? max(value, p) : value + p / triangles.length;
       }
-      field[r * length + c] = Math.round(255 * Math.sqrt(Math.min(value, 1)));
+      field[r * length + c] = round(255 * sqrt(min(value, 1)));
     }
   }
   return field;
@@ -32,19 +32,11 @@ export function sinkShare(triangles, length) {
 }
 
 export function strip(make, { label, point }) {
-  const node = make("div", "gx-strip");
-  node.setAttribute("role", "listbox");
-  node.setAttribute("aria-orientation", "horizontal");
-  node.setAttribute("aria-label", label);
+  const node = make("div", "gx-strip", { role: "listbox", "aria-orientation": "horizontal", "aria-label": label });
   const keys = rove(node, (i, event) => point(i, event.type));
   function fill(tokens, ids) {
-    const cells = tokens.map((token, i) => {
-      const cell = make("span", "gx-token", make("span", "gx-text", token), make("span", "gx-under"));
-      cell.setAttribute("role", "option");
-      cell.setAttribute("aria-label", `${token}, position ${i}`);
-      cell.title = `position ${i}, token id ${ids[i]}`;
-      return cell;
-    });
+    const cells = tokens.map((token, i) => make("span", "gx-token", { role: "option", "aria-label": `${token}, position ${i}`,
+      title: `position ${i}, token id ${ids[i]}` }, make("span", "gx-text", token), make("span", "gx-under")));
     node.replaceChildren(...cells);
     keys.set(cells, cells.length);
   }
@@ -53,9 +45,7 @@ export function strip(make, { label, point }) {
     keys.cells.forEach((cell, i) => {
       const [text, under] = cell.children;
       const q = numbers ? numbers[i] : -1;
-      const rgb = q > 0 ? parts(lut[q]) : null;
-      text.style.background = rgb ? css(rgb) : "";
-      text.style.color = rgb ? inkOn(rgb) : "";
+      tint(text, q > 0 ? parts(lut[q]) : null);
       under.textContent = texts?.[i] ?? "";
       cell.dataset.key = String(i === key);
     });

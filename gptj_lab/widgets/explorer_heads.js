@@ -2,19 +2,18 @@
 
 // The heads in the order in which they stand: by layer, or by a score, the highest first.
 export function order(layers, heads, scores, sorted) {
-  const all = Array.from({ length: layers * heads }, (_, i) => i);
+  const all = times(layers * heads, (i) => i);
   if (!sorted || !scores) return all;
-  const value = (i) => (Number.isFinite(scores[i]) ? scores[i] : -Infinity);
+  const value = (i) => (isFinite(scores[i]) ? scores[i] : -Infinity);
   return all.sort((a, b) => value(b) - value(a) || a - b);
 }
 
-const NAME = (i, heads) => `${Math.floor(i / heads)}.${i % heads}`;
+const NAME = (i, heads) => `${floor(i / heads)}.${i % heads}`;
 
 export function overview(make, { layers, heads, choose, toggle, ablate }) {
   const canvas = make("canvas", "gx-thumbs");
-  const grid = make("div", "gx-grid");
-  grid.setAttribute("role", "grid");
-  grid.setAttribute("aria-label", "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates");
+  const grid = make("div", "gx-grid", { role: "grid",
+    "aria-label": "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
   const best = make("p", "gx-best");
   const node = make("div", "gx-overview", make("div", "gx-stage", canvas, grid), best);
   const view = canvas.ownerDocument.defaultView;
@@ -23,33 +22,14 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
   let shown = null;
 
   function build() {
-    grid.replaceChildren();
-    cells = [];
-    const corner = make("div", "gx-axis", shown?.sorted ? "" : "L\\H");
-    corner.setAttribute("role", "columnheader");
-    const head = make("div", "gx-row", corner, ...Array.from({ length: heads }, (_, h) => {
-      const name = make("div", "gx-axis", shown?.sorted ? "" : String(h));
-      name.setAttribute("role", "columnheader");
-      return name;
-    }));
-    head.setAttribute("role", "row");
-    grid.append(head);
-    for (let l = 0; l < layers; l++) {
-      const name = make("div", "gx-axis", shown?.sorted ? "" : String(l));
-      name.setAttribute("role", "rowheader");
-      const row = make("div", "gx-row", name);
-      row.setAttribute("role", "row");
-      for (let h = 0; h < heads; h++) {
-        const cell = make("div", "gx-cell");
-        cell.setAttribute("role", "gridcell");
-        cells.push(cell);
-        row.append(cell);
-      }
-      grid.append(row);
-    }
+    const axis = (role, name) => make("div", "gx-axis", { role }, shown.sorted ? "" : String(name));
+    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
+    cells = times(layers * heads, () => make("div", "gx-cell", { role: "gridcell" }));
+    grid.replaceChildren(line(axis("columnheader", "L\\H"), ...times(heads, (h) => axis("columnheader", h))),
+      ...times(layers, (l) => line(axis("rowheader", l), ...cells.slice(l * heads, (l + 1) * heads))));
     keys.set(cells, heads);
   }
-  const place = (i) => [Math.floor(standing[i] / heads), standing[i] % heads];
+  const place = (i) => [floor(standing[i] / heads), standing[i] % heads];
   const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || event.ctrlKey || event.metaKey) ? toggle : choose)(...place(i)),
     (key, i) => {
       const act = { Enter: choose, " ": toggle, a: ablate }[key];
@@ -78,7 +58,7 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       cell.dataset.on = String(on);
       cell.dataset.off = String(off);
       const value = shown.scores ? `, ${shown.name} ${shown.scores[head].toFixed(3)}` : "";
-      const text = `layer ${Math.floor(head / heads)} head ${head % heads}${value}${off ? ", ablated" : ""}`;
+      const text = `layer ${floor(head / heads)} head ${head % heads}${value}${off ? ", ablated" : ""}`;
       cell.setAttribute("aria-label", text);
       cell.title = text;
       cell.dataset.head = name;
@@ -90,13 +70,13 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       const top = order(layers, heads, shown.scores, true).slice(0, 6);
       best.replaceChildren(make("span", "gx-caption", `highest ${shown.name}: `), ...top.map((i) =>
         make.button("gx-link", `${NAME(i, heads)} (${shown.scores[i].toFixed(2)})`, "choose this head",
-          () => choose(Math.floor(i / heads), i % heads))));
+          () => choose(floor(i / heads), i % heads))));
     } else best.replaceChildren();
   }
   function paint() {
     if (!shown) return;
     const width = node.clientWidth || 360;
-    const cell = Math.max(12, Math.min(44, Math.floor((width - 26) / heads) - 2));
+    const cell = max(12, min(44, floor((width - 26) / heads) - 2));
     shown.cell = cell;
     grid.style.gridTemplateColumns = `24px repeat(${heads}, ${cell}px)`;
     grid.style.gridTemplateRows = `18px repeat(${layers}, ${cell}px)`;
@@ -116,7 +96,7 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     const image = brush.createImageData(size, size);
     const pixels = new Uint32Array(image.data.buffer);
     standing.forEach((head, i) => {
-      const [x, y] = [26 + (i % heads) * (cell + 2), 20 + Math.floor(i / heads) * (cell + 2)];
+      const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
       if (scores) {
         pen.fillStyle = css(shown.fill(head));
         pen.fillRect(x, y, cell, cell);

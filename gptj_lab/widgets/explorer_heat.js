@@ -2,27 +2,27 @@
 
 // Where the cells lie: gutters for the names, then cells of equal size.
 export function layout(width, rows, cols, { square = true, left = 84, top = 74, height = 420, most = 46 } = {}) {
-  const w = Math.min(most, (width - left - 6) / cols);
-  const h = square ? w : Math.min(most * 0.55, Math.max(6, (height - top) / rows));
+  const w = min(most, (width - left - 6) / cols);
+  const h = square ? w : min(most * 0.55, max(6, (height - top) / rows));
   return { left, top, w, h, width: left + w * cols + 4, height: top + h * rows + 4 };
 }
 
 // What of n cells is seen at a zoom of 1, 2, 4 ... around one of them.
 export function part(n, zoom, at) {
-  const size = Math.max(Math.min(n, 4), Math.ceil(n / zoom));
-  const from = Math.min(Math.max(0, at - Math.floor(size / 2)), n - size);
+  const size = max(min(n, 4), ceil(n / zoom));
+  const from = min(max(0, at - floor(size / 2)), n - size);
   return [from, from + size];
 }
 
 // Cells as pixels: several to a pixel where there is no room, the strongest of them is seen.
 export function pool(data, [r0, r1], [c0, c1], by) {
-  const [n, m] = [Math.ceil((r1 - r0) / by), Math.ceil((c1 - c0) / by)];
+  const [n, m] = [ceil((r1 - r0) / by), ceil((c1 - c0) / by)];
   const found = new Int16Array(n * m).fill(-1);
-  const far = (q) => (data.zero ? Math.abs(q - data.zero) : q);
+  const far = (q) => (data.zero ? abs(q - data.zero) : q);
   for (let r = r0; r < r1; r++) {
     for (let c = c0; c < c1; c++) {
       const q = data.q(r, c);
-      const i = Math.floor((r - r0) / by) * m + Math.floor((c - c0) / by);
+      const i = floor((r - r0) / by) * m + floor((c - c0) / by);
       if (q >= 0 && (found[i] < 0 || far(q) > far(found[i]))) found[i] = q;
     }
   }
@@ -33,11 +33,8 @@ export function pool(data, [r0, r1], [c0, c1], by) {
 export function heat(make, { label, options = {}, point, lock }) {
   const base = make("canvas", "gx-canvas");
   const over = make("canvas", "gx-canvas gx-over");
-  const box = make("div", "gx-heat", base, over);
-  box.tabIndex = 0;
-  box.setAttribute("role", "application");
-  box.setAttribute("aria-roledescription", "heat map");
-  box.setAttribute("aria-label", `${label}; arrow keys move, Enter holds a cell, plus and minus zoom`);
+  const box = make("div", "gx-heat", { role: "application", "aria-roledescription": "heat map",
+    "aria-label": `${label}; arrow keys move, Enter holds a cell, plus and minus zoom`, tabindex: 0 }, base, over);
   const view = base.ownerDocument.defaultView;
   let data = null;
   let at = [0, 0];
@@ -49,8 +46,8 @@ export function heat(make, { label, options = {}, point, lock }) {
   const size = () => [data.rows.length, data.cols.length];
   function context(canvas) {
     const dense = view.devicePixelRatio || 1;
-    canvas.width = Math.round(place.width * dense);
-    canvas.height = Math.round(place.height * dense);
+    canvas.width = round(place.width * dense);
+    canvas.height = round(place.height * dense);
     canvas.style.width = `${place.width}px`;
     canvas.style.height = `${place.height}px`;
     const pen = canvas.getContext("2d");
@@ -82,7 +79,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     const colPart = part(cols, zoom, at[1]);
     seen = [rowPart, colPart];
     place = layout(box.clientWidth || 420, rowPart[1] - rowPart[0], colPart[1] - colPart[0], options);
-    const by = Math.max(1, Math.floor(1 / Math.max(Math.min(place.w, place.h), 0.05)));
+    const by = max(1, floor(1 / max(min(place.w, place.h), 0.05)));
     const { n, m, found } = pool(data, rowPart, colPart, by);
     const small = make("canvas");
     small.width = m;
@@ -98,7 +95,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     pen.drawImage(small, left, top, m * by * w, n * by * h);
     pen.fillStyle = colour("--soft");
     for (const [down, [from, to], size] of [[true, rowPart, h], [false, colPart, w]]) {
-      for (let i = from; i < to; i += Math.max(1, Math.ceil(13 / size))) name(pen, down, i);
+      for (let i = from; i < to; i += max(1, ceil(13 / size))) name(pen, down, i);
     }
     if (data.text && w >= 27 && h >= 15) numbers(pen);
     cross();
@@ -107,7 +104,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     const [[r0, r1], [c0, c1]] = seen;
     const { left, top, w, h } = place;
     pen.textAlign = "center";
-    pen.font = `${Math.min(12, Math.floor(w / 2.9))}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+    pen.font = `${min(12, floor(w / 2.9))}px ui-monospace, 'DejaVu Sans Mono', monospace`;
     for (let r = r0; r < r1; r++) {
       for (let c = c0; c < c1; c++) {
         const q = data.q(r, c);
@@ -125,7 +122,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     const [[r0], [c0]] = seen;
     const { left, top, w, h } = place;
     const [x, y] = [left + (at[1] - c0) * w, top + (at[0] - r0) * h];
-    const [bw, bh] = [Math.max(w, 5), Math.max(h, 5)];
+    const [bw, bh] = [max(w, 5), max(h, 5)];
     pen.fillStyle = colour("--mark");
     pen.fillRect(left, y + h / 2 - 0.5, x - left, 1);
     pen.fillRect(x + w / 2 - 0.5, top, 1, y - top);
@@ -143,8 +140,8 @@ export function heat(make, { label, options = {}, point, lock }) {
   }
   function move(row, col, from) {
     const [rows, cols] = size();
-    const to = [Math.min(Math.max(row, 0), rows - 1), Math.min(Math.max(col, 0), cols - 1)];
-    if (data.q(...to) < 0) to[1] = Math.min(to[1], data.last ? data.last(to[0]) : to[1]);
+    const to = [min(max(row, 0), rows - 1), min(max(col, 0), cols - 1)];
+    if (data.q(...to) < 0) to[1] = min(to[1], data.last ? data.last(to[0]) : to[1]);
     const same = to[0] === at[0] && to[1] === at[1];
     at = to;
     if (seen && (at[0] < seen[0][0] || at[0] >= seen[0][1] || at[1] < seen[1][0] || at[1] >= seen[1][1])) paint();
@@ -159,8 +156,8 @@ export function heat(make, { label, options = {}, point, lock }) {
   function under(event) {
     if (!place) return null;
     const bounds = base.getBoundingClientRect();
-    const [row, col] = [Math.floor((event.clientY - bounds.top - place.top) / place.h),
-      Math.floor((event.clientX - bounds.left - place.left) / place.w)];
+    const [row, col] = [floor((event.clientY - bounds.top - place.top) / place.h),
+      floor((event.clientX - bounds.left - place.left) / place.w)];
     const [[r0, r1], [c0, c1]] = seen;
     if (row < 0 || col < 0 || row >= r1 - r0 || col >= c1 - c0) return null;
     return data.q(row + r0, col + c0) < 0 ? null : [row + r0, col + c0];
@@ -180,7 +177,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     if (!data || event.ctrlKey || event.metaKey || event.altKey) return;
     const [r, c] = at;
     const last = data.last ? data.last(r) : data.cols.length - 1;
-    const moves = { ArrowRight: [r, Math.min(c + 1, last)], ArrowLeft: [r, c - 1], ArrowDown: [r + 1, c], ArrowUp: [r - 1, c],
+    const moves = { ArrowRight: [r, min(c + 1, last)], ArrowLeft: [r, c - 1], ArrowDown: [r + 1, c], ArrowUp: [r - 1, c],
       Home: [r, 0], End: [r, last], PageDown: [r + 8, c], PageUp: [r - 8, c] };
     if (moves[event.key]) move(...moves[event.key], "key");
     else if (event.key === "Enter" || event.key === " ") hold(!held);
@@ -188,19 +185,18 @@ export function heat(make, { label, options = {}, point, lock }) {
     else if (event.key === "+" || event.key === "=") enlarge(2);
     else if (event.key === "-") enlarge(0.5);
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    taken(event);
   });
   function enlarge(by) {
-    const most = data ? Math.max(1, 2 ** Math.floor(Math.log2(Math.max(...size()) / 4))) : 1;
-    zoom = Math.min(Math.max(1, zoom * by), most);
+    const most = data ? max(1, 2 ** floor(Math.log2(max(...size()) / 4))) : 1;
+    zoom = min(max(1, zoom * by), most);
     paint();
   }
   function show(next, cell) {
     data = next;
     const [rows, cols] = size();
     at = cell ? [...cell] : at;
-    at = [Math.min(at[0], rows - 1), Math.min(at[1], cols - 1)];
+    at = [min(at[0], rows - 1), min(at[1], cols - 1)];
     paint();
   }
   return { node: box, show, paint, enlarge, move, hold, get at() { return at; }, get held() { return held; }, get data() { return data; } };

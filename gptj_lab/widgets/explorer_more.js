@@ -1,16 +1,14 @@
 // The tabs for causes and comparisons: patching, A against B, generation, GPT-J's own, a table.
 
-const peak = (values) => Math.max(...[...values].filter(Number.isFinite).map(Math.abs), 1e-9);
+const peak = (values) => max(...[...values].filter(isFinite).map(abs), 1e-9);
 // Values as bytes around 128.
-export const around = (value, most) => (Number.isFinite(value) ? Math.round(128 + 127 * Math.min(Math.max(value / most, -1), 1)) : -1);
+export const around = (value, most) => (isFinite(value) ? round(128 + 127 * min(max(value / most, -1), 1)) : -1);
 
 function secondPrompt(x) {
   const { make, model, about } = x;
   if (about.compare === "model") return make("p", "gx-hint", `B is the model ${about.name_b}, on the same prompt.`);
-  const input = make("textarea", "gx-prompt");
-  input.rows = 1;
+  const input = make("textarea", "gx-prompt", { rows: 1, "aria-label": "Prompt B" });
   input.value = model.get("prompt_b") ?? "";
-  input.setAttribute("aria-label", "Prompt B");
   return make("div", "gx-b", make("span", "gx-caption", "Prompt B:"), input, make.button("gx-small", "Run A and B", "", () => x.run({ prompt_b: input.value })));
 }
 
@@ -22,8 +20,7 @@ function patchPanel(x) {
   let running = false;
   const text = make("p", "gx-sentence");
   const said = make("p", "gx-hint");
-  const progress = make("progress");
-  progress.setAttribute("aria-label", "progress of the sweep");
+  const progress = make("progress", "", { "aria-label": "progress of the sweep" });
   const map = heat(make, { label: "Effect of each place", options: { square: false, top: 84, left: 40, most: 60, height: 400 }, point(r, c) {
     const value = job.cells[r * job.shape[1] + c];
     said.textContent = `layer ${r}, ${map.data.cols[c]}: ${signed(value, 3)}`;
@@ -82,9 +79,9 @@ function patchPanel(x) {
     if (!job) return;
     progress.max = job.total || 1;
     progress.value = job.done;
-    const most = job.what.startsWith("ablate") ? peak(job.cells) : Math.max(1, peak(job.cells));
+    const most = job.what.startsWith("ablate") ? peak(job.cells) : max(1, peak(job.cells));
     const [rows, columns] = job.shape;
-    map.show({ rows: Array.from({ length: rows }, (_, i) => String(i)), cols: Array.from({ length: columns }, (_, i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
+    map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
       lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
   }
   return { name: "patch", title: "Patching", node, run, size: () => map.paint() };
@@ -120,7 +117,7 @@ function comparePanel(x) {
       const cost = (all) => [...all].map((each) => -each);
       const series = [{ name: "A", values: cost(a), style: 0 }, { name: "B", values: cost(b), style: 1 }];
       if (message.aligned) series.push({ name: "KL", values: [...kl], style: 2 });
-      chart.replaceChildren(lines(make, { series, theme: x.theme(), width: 900, at: Math.min(state.query, a.length - 1), caption: "Surprise of each token in A and B, in nats", unit: "surprise of each token (nats), by position" }));
+      chart.replaceChildren(lines(make, { series, theme: x.theme(), width: 900, at: min(state.query, a.length - 1), caption: "Surprise of each token in A and B, in nats", unit: "surprise of each token (nats), by position" }));
     });
     head();
   }
@@ -130,7 +127,7 @@ function comparePanel(x) {
     x.need(sides.map((of) => [state.layer, state.head, of]), () => sides.forEach((of, i) => {
       const { bytes, size, signed: both } = x.weights(state.layer, state.head, of);
       const tokens = of === "b" ? x.ran.compare.tokens : x.ran.tokens;
-      const names = Array.from({ length: size }, (_, j) => tokens[Math.floor((j * tokens.length) / size)]?.[0] ?? "");
+      const names = times(size, (j) => tokens[floor((j * tokens.length) / size)]?.[0] ?? "");
       const { ramp: strong, signed: scale, mask } = x.colours();
       maps[i].show({ rows: names, cols: names, lut: both ? scale : strong, mask, zero: both ? 128 : 0, last: (r) => r, q: (r, c) => (c > r ? -1 : bytes[triangle(r, c)]) });
     }));
@@ -140,27 +137,19 @@ function comparePanel(x) {
 
 function generatePanel(x) {
   const { make, state } = x;
-  const field = (caption, value, stepBy, most) => {
-    const input = make("input");
-    Object.assign(input, { type: "number", value: String(value), min: "0", step: String(stepBy), max: String(most) });
-    const label = make("label", "gx-control", make("span", "gx-caption", caption), input);
-    label.input = input;
-    return label;
-  };
+  const field = (caption, value, step, max) => make.input(caption, { type: "number", value, min: 0, step, max });
   const [count, heat_, seed] = [field("tokens", 20, 1, 512), field("temperature", 0, 0.1, 2), field("seed", 0, 1, 1e9)];
   let running = false;
   const text = make("p", "gx-generated");
   const said = make("p", "gx-sentence");
-  const slider = make("input");
-  slider.type = "range";
-  slider.setAttribute("aria-label", "step of the generation");
-  slider.addEventListener("input", () => {
-    x.at(Number(slider.value), state.key, "scrub");
+  const scrub = make.input("step through it:", { type: "range" }, (value) => {
+    x.at(Number(value), state.key, "scrub");
     tell();
-  });
+  }, "input");
+  const slider = scrub.input;
   const go = make.button("gx-primary", "Continue the prompt", "", () => (running ? halt() : start()));
   const node = make("div", "", make("div", "gx-tools", count, heat_, seed, go), text,
-    make("label", "gx-scrub", make("span", "gx-caption", "step through it: "), slider), said);
+    make("div", "gx-scrub", scrub), said);
   function show(on) {
     running = on;
     go.textContent = on ? "Stop" : "Continue the prompt";
@@ -185,13 +174,13 @@ function generatePanel(x) {
   function tell() {
     const next = state.query + 1;
     said.textContent = next < x.ran.tokens.length
-      ? `At step ${next - x.ran.prompt_tokens + 1} the network stood at '${x.token(state.query)}' and '${x.token(next)}' came with ${share(Math.exp(x.ran.logprobs[next]))}. All panes show that step.`
+      ? `At step ${next - x.ran.prompt_tokens + 1} the network stood at '${x.token(state.query)}' and '${x.token(next)}' came with ${share(exp(x.ran.logprobs[next]))}. All panes show that step.`
       : "The last step: what would come next stands in the pane above.";
   }
   function run() {
     if (!x.ran) return;
     const n = x.ran.tokens.length;
-    Object.assign(slider, { min: String(Math.min(x.ran.prompt_tokens, n) - 1), max: String(n - 1) });
+    Object.assign(slider, { min: String(min(x.ran.prompt_tokens, n) - 1), max: String(n - 1) });
     slider.value = String(state.query);
     slider.disabled = n <= x.ran.prompt_tokens;
     if (!slider.disabled) text.textContent = x.ran.tokens.slice(x.ran.prompt_tokens).map((each) => each[0]).join("");
@@ -221,7 +210,7 @@ function specialPanel(x) {
         const columns = values.length / rows;
         const most = peak(values);
         say[0].textContent = message.sentence;
-        wheel.show({ rows: [...[...waves].map((each) => `turn in ${each < 100 ? each.toFixed(1) : each.toFixed(0)}`), "no position"], cols: Array.from({ length: columns }, (_, i) => String(i)), values,
+        wheel.show({ rows: [...[...waves].map((each) => `turn in ${each < 100 ? each.toFixed(1) : each.toFixed(0)}`), "no position"], cols: times(columns, (i) => String(i)), values,
           lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(values[r * columns + c], most), text: (r, c) => signed(values[r * columns + c], 1) });
       });
     } else say[0].textContent = "This network has learned position vectors, no rotary ones.";
@@ -232,9 +221,9 @@ function specialPanel(x) {
     const { layer, head: h } = state;
     x.ask({ op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
       x.learn(message.names);
-      const top = Math.max(peak(high), peak(low));
+      const top = max(peak(high), peak(low));
       const list = (heading, ids, values, color) => make("div", "", make("p", "gx-caption", heading), make("ul", "gx-next", ...[...ids].map((id, i) =>
-        bar(make, { name: x.name(id), from: 0, to: Math.abs(values[i]) / top, value: signed(values[i]), kind: color }))));
+        bar(make, { name: x.name(id), from: 0, to: abs(values[i]) / top, value: signed(values[i]), kind: color }))));
       say[2].textContent = message.sentence;
       circuits.replaceChildren(list("most", most, high, "plus"), list("least", least, low, "minus"));
     });
@@ -246,7 +235,7 @@ function specialPanel(x) {
       const promoted = (l, side) => [0, 1, 2].map((j) => x.name(ids[(l * 2 + side) * 3 + j])).join("  ");
       ledger.replaceChildren(table(make, `Norms at '${x.token(message.position)}', and the tokens that are promoted most`,
         ["layer", "stream", "attention adds", "MLP adds", "cosine", "attention promotes", "MLP promotes"],
-        Array.from({ length: about.layers }, (_, l) => [String(l), ...[0, 1, 2].map((j) => norms[4 * l + j].toFixed(2)), signed(norms[4 * l + 3]), promoted(l, 0), promoted(l, 1)])));
+        times(about.layers, (l) => [String(l), ...[0, 1, 2].map((j) => norms[4 * l + j].toFixed(2)), signed(norms[4 * l + 3]), promoted(l, 0), promoted(l, 1)])));
     });
     head();
   }
@@ -265,8 +254,8 @@ function tablePanel(x) {
       const scores = x.scores();
       node.replaceChildren(table(make, `Layer ${layer} head ${head}: what '${x.token(query)}' (${query}) reads`, ["token", "position", "weight"],
         keys.map((k) => [x.token(k), String(k), row[k].toFixed(5)])),
-      table(make, `Scores of layer ${layer}`, ["head", ...scores.map((each) => each.label)], Array.from({ length: x.about.heads }, (_, h) =>
-        [`${layer}.${h}`, ...scores.map((each) => { const v = each.values[layer * x.about.heads + h]; return Number.isFinite(v) ? v.toFixed(3) : "–"; })])));
+      table(make, `Scores of layer ${layer}`, ["head", ...scores.map((each) => each.label)], times(x.about.heads, (h) =>
+        [`${layer}.${h}`, ...scores.map((each) => { const v = each.values[layer * x.about.heads + h]; return isFinite(v) ? v.toFixed(3) : "–"; })])));
     }, "table");
   }
   return { name: "table", title: "As a table", node, run, head: run, position: run };

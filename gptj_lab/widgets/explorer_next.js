@@ -17,8 +17,7 @@ export function toggled(list, change) {
 }
 
 export function chips(make, { change, undo }) {
-  const list = make("ul", "gx-chips");
-  list.setAttribute("aria-label", "What is switched off");
+  const list = make("ul", "gx-chips", { "aria-label": "What is switched off" });
   const back = make.button("gx-small", "Undo", "u", undo);
   const clear = make.button("gx-small", "Restore all", "", () => change([]));
   const node = make("div", "gx-chipbar", make("span", "gx-caption", "Switched off:"), list, back, clear);
@@ -41,12 +40,11 @@ export function nextTokens(make, { pick }) {
   const title = make("h3", "gx-title", "Next token");
   const list = make("ul", "gx-next");
   const foot = make("p", "gx-hint");
-  const node = make("section", "gx-pane gx-next-pane", title, list, foot);
-  node.setAttribute("aria-label", "Next token");
+  const node = make("section", "gx-pane gx-next-pane", { "aria-label": "Next token" }, title, list, foot);
   function show({ heading, ids, names, before, after, delta, kl, vocab }) {
     title.textContent = heading;
-    const most = Math.max(...before.map(Math.exp), ...(after ?? []).map(Math.exp), 1e-9);
-    const width = (logprob) => `${Math.max(0.4, (100 * Math.exp(logprob)) / most).toFixed(2)}%`;
+    const most = max(...before.map(exp), ...(after ?? []).map(exp), 1e-9);
+    const width = (logprob) => `${max(0.4, (100 * exp(logprob)) / most).toFixed(2)}%`;
     list.replaceChildren(...ids.map((id, i) => {
       const name = make.button("gx-link", names[i], `token ${id}: follow it through the layers`, () => pick(id, names[i]));
       const old = make("span", `gx-fill ${after ? "gx-before" : "gx-now"}`);
@@ -57,12 +55,12 @@ export function nextTokens(make, { pick }) {
         const now = make("span", "gx-fill gx-now");
         now.style.width = width(after[i]);
         track.append(now);
-        row.append(make("span", "gx-number", share(Math.exp(after[i]))),
-          make("span", "gx-number gx-was", `was ${share(Math.exp(before[i]))}${delta ? `, logit ${signed(delta[i])}` : ""}`));
-      } else row.append(make("span", "gx-number", share(Math.exp(before[i]))));
+        row.append(make("span", "gx-number", share(exp(after[i]))),
+          make("span", "gx-number gx-was", `was ${share(exp(before[i]))}${delta ? `, logit ${signed(delta[i])}` : ""}`));
+      } else row.append(make("span", "gx-number", share(exp(before[i]))));
       return row;
     }));
-    const rest = Math.max(0, 1 - (after ?? before).reduce((sum, each) => sum + Math.exp(each), 0));
+    const rest = max(0, 1 - (after ?? before).reduce((sum, each) => sum + exp(each), 0));
     foot.textContent = `The other ${(vocab - ids.length).toLocaleString("en")} tokens: ${share(rest)}.`
       + (after ? ` KL from before: ${kl.toFixed(4)} nats. Pale: before, strong: after.` : "");
   }

@@ -33,10 +33,10 @@ export const LINES = [
 const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
 export function mix(anchors, at) {
-  const place = Math.min(Math.max(at, 0), 1) * (anchors.length - 1);
-  const i = Math.min(Math.floor(place), anchors.length - 2);
+  const place = min(max(at, 0), 1) * (anchors.length - 1);
+  const i = min(floor(place), anchors.length - 2);
   const [from, to] = [channels(anchors[i]), channels(anchors[i + 1])];
-  return from.map((v, c) => Math.round(v + (place - i) * (to[c] - v)));
+  return from.map((v, c) => round(v + (place - i) * (to[c] - v)));
 }
 
 // 256 colours as the 32-bit pixels of an ImageData. gamma below 1 lifts what is small.
@@ -57,6 +57,13 @@ export const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
 // Black or white, whichever is read better on that colour.
 export function inkOn(rgb) {
   return luminance(css(rgb)) > 0.179 ? "#000000" : "#ffffff";
+}
+
+// Colours a node, or takes its colour away.
+export function tint(node, rgb) {
+  node.style.background = rgb ? css(rgb) : "";
+  node.style.color = rgb ? inkOn(rgb) : "";
+  return node;
 }
 
 export function ramp(name, theme) {

@@ -4,17 +4,9 @@
 function panels(x, makers) {
   const { make, state } = x;
   const all = makers.map((each) => each(x));
-  const bar = make("div", "gx-tabs");
-  bar.setAttribute("role", "tablist");
-  bar.setAttribute("aria-label", "More views");
-  const body = make("div", "gx-panel");
-  body.setAttribute("role", "tabpanel");
-  const buttons = all.map((panel) => {
-    const button = make.button("gx-tab", panel.title, "", () => {});
-    button.setAttribute("role", "tab");
-    bar.append(button);
-    return button;
-  });
+  const buttons = all.map((panel) => make("button", "gx-tab", { role: "tab", type: "button" }, panel.title));
+  const bar = make("div", "gx-tabs", { role: "tablist", "aria-label": "More views" }, ...buttons);
+  const body = make("div", "gx-panel", { role: "tabpanel" });
   const here = () => all.find((each) => each.name === state.tab) ?? all[0];
   const keys = rove(bar, (i) => open(all[i].name));
   function open(name) {
@@ -34,61 +26,43 @@ function panels(x, makers) {
 
 // A box for a token's text: "" means the likeliest.
 function tokenBox(x, caption, change) {
-  const input = x.make("input");
-  input.placeholder = "likeliest";
-  input.addEventListener("change", () => {
-    if (!input.value) return change(null);
-    x.ask({ op: "token", text: input.value }, "u", (message) => {
+  return x.make.input(caption, { placeholder: "likeliest" }, (text) => {
+    if (!text) return change(null);
+    x.ask({ op: "token", text }, "u", (message) => {
       x.learn(message.names);
       if (message.note) x.tell(message.note);
       change(message.ids[0]);
     }, caption);
   });
-  const label = x.make("label", "gx-control", x.make("span", "gx-caption", caption), input);
-  label.input = input;
-  return label;
 }
 
 // A grid of tokens [rows, columns] that keys walk: cells are {text, rgb, title}.
 function tokenGrid(x, { label, point }) {
   const { make } = x;
-  const node = make("div", "gx-lens");
-  node.setAttribute("role", "grid");
-  node.setAttribute("aria-label", label);
+  const node = make("div", "gx-lens", { role: "grid", "aria-label": label });
   let wide = 1;
   let column = 0; // an arrow against the border is told on: it moves the window
   const keys = rove(node, (i, event) => {
     const edge = i % wide === column && event.key;
     column = i % wide;
-    point(Math.floor(i / wide), column, edge);
+    point(floor(i / wide), column, edge);
   });
   function show(rows, columns, cell, [row, at]) {
     column = at;
     wide = columns.length;
     const cells = [];
     node.style.gridTemplateColumns = `auto repeat(${wide}, minmax(0, 1fr))`;
-    const line = (name, role, nodes) => {
-      const head = make("div", "gx-axis", name);
-      head.setAttribute("role", role);
-      const each = make("div", "gx-row", head, ...nodes);
-      each.setAttribute("role", "row");
-      return each;
-    };
+    const axis = (role, name) => make("div", "gx-axis", { role }, name);
+    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
     const held = node.contains?.(node.ownerDocument.activeElement);
-    node.replaceChildren(line("", "columnheader", columns.map((text) => {
-      const head = make("div", "gx-axis", text);
-      head.setAttribute("role", "columnheader");
-      return head;
-    })), ...rows.map((name, r) => line(name, "rowheader", columns.map((_, c) => {
-      const { text, rgb, title } = cell(r, c);
-      const one = make("div", "gx-lens-cell", text);
-      one.setAttribute("role", "gridcell");
-      one.title = title;
-      one.style.background = css(rgb);
-      one.style.color = inkOn(rgb);
-      cells.push(one);
-      return one;
-    }))));
+    node.replaceChildren(line(axis("columnheader", ""), ...columns.map((text) => axis("columnheader", text))), ...rows.map((name, r) =>
+      line(axis("rowheader", name), ...columns.map((_, c) => {
+        const { text, rgb, title } = cell(r, c);
+        const one = make("div", "gx-lens-cell", { role: "gridcell", title }, text);
+        tint(one, rgb);
+        cells.push(one);
+        return one;
+      }))));
     keys.set(cells, wide, row * wide + at);
     if (held) keys.focus();
   }
@@ -108,8 +82,8 @@ function lensPanel(x) {
     let position = data.start + c;
     if (from === "ArrowRight") position += 1;
     if (from === "ArrowLeft") position -= 1;
-    position = Math.min(Math.max(position, 0), n - 1);
-    if (position !== state.query) x.at(position, Math.min(state.key, position), "lens");
+    position = min(max(position, 0), n - 1);
+    if (position !== state.query) x.at(position, min(state.key, position), "lens");
     x.next();
     load();
     const text = detail();
@@ -126,12 +100,12 @@ function lensPanel(x) {
   const of = () => (state.of.includes("after") ? "after" : state.of === "b" ? "b" : "a");
   function load() {
     const n = x.ran.tokens.length;
-    const stop = Math.min(n, Math.max(WIDE, state.query + 3));
-    const start = Math.max(0, stop - WIDE);
+    const stop = min(n, max(WIDE, state.query + 3));
+    const start = max(0, stop - WIDE);
     x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
       x.learn(message.names);
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
-      row = Math.min(row, message.rows.length - 1);
+      row = min(row, message.rows.length - 1);
       paint();
     });
     follow();
@@ -140,13 +114,13 @@ function lensPanel(x) {
   function paint() {
     if (!data) return;
     const anchors = ramp(state.ramp, x.theme());
-    const top = { entropy: Math.log(x.about.vocab), "KL to the output": Math.max(...data.kl, 1e-6) }[by];
-    const part = (i) => (by === "probability" ? Math.sqrt(Math.exp(data.logprobs[5 * i])) : (by === "entropy" ? data.entropy : data.kl)[i] / top);
-    const labels = Array.from({ length: data.n }, (_, c) => x.label(data.start + c));
+    const top = { entropy: Math.log(x.about.vocab), "KL to the output": max(...data.kl, 1e-6) }[by];
+    const part = (i) => (by === "probability" ? sqrt(exp(data.logprobs[5 * i])) : (by === "entropy" ? data.entropy : data.kl)[i] / top);
+    const labels = times(data.n, (c) => x.label(data.start + c));
     grid.show([...data.rows].reverse().map((each) => (each === "output" ? "out" : each)), labels, (r, c) => {
       const i = index(r, c);
-      return { text: x.name(data.ids[5 * i]), rgb: mix(anchors, part(i) ** state.gamma), title: `${share(Math.exp(data.logprobs[5 * i]))}, entropy ${data.entropy[i].toFixed(2)} nats, KL ${data.kl[i].toFixed(2)} nats` };
-    }, [row, Math.min(Math.max(state.query - data.start, 0), data.n - 1)]);
+      return { text: x.name(data.ids[5 * i]), rgb: mix(anchors, part(i) ** state.gamma), title: `${share(exp(data.logprobs[5 * i]))}, entropy ${data.entropy[i].toFixed(2)} nats, KL ${data.kl[i].toFixed(2)} nats` };
+    }, [row, min(max(state.query - data.start, 0), data.n - 1)]);
     detail();
   }
   function detail() {
@@ -156,10 +130,10 @@ function lensPanel(x) {
     const where = data.rows[data.rows.length - 1 - row];
     const heading = where === "output" ? "output" : `before layer ${where}`;
     aside.replaceChildren(make("h4", "", `${heading}, after '${x.token(state.query)}'`), make("ul", "gx-next", ...[0, 1, 2, 3, 4].map((j) => {
-      const p = Math.exp(data.logprobs[5 * i + j]);
+      const p = exp(data.logprobs[5 * i + j]);
       return bar(make, { name: x.name(data.ids[5 * i + j]), from: 0, to: p, value: share(p), kind: "now", title: "follow it through the layers", click: () => x.pick(data.ids[5 * i + j]) });
     })), make("p", "gx-hint", `entropy ${data.entropy[i].toFixed(3)} nats, KL to the output ${data.kl[i].toFixed(3)} nats`));
-    return `${heading}: '${x.name(data.ids[5 * i])}' ${share(Math.exp(data.logprobs[5 * i]))} after '${x.token(state.query)}'`;
+    return `${heading}: '${x.name(data.ids[5 * i])}' ${share(exp(data.logprobs[5 * i]))} after '${x.token(state.query)}'`;
   }
   function follow() {
     if (!state.pins.length) return void plots.replaceChildren(make("p", "gx-hint", "Choose a token in a list, or type one, to follow it over the layers."));
@@ -173,7 +147,7 @@ function lensPanel(x) {
         follow();
       }));
       plots.replaceChildren(make("div", "gx-tools", make("span", "gx-caption", "followed:"), ...unpin),
-        lines(make, { series: series(logprobs, Math.exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
+        lines(make, { series: series(logprobs, exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
         lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
     });
   }
@@ -182,14 +156,14 @@ function lensPanel(x) {
 
 // The largest parts by name, the rest as one, so that all add up.
 export function waterfall(parts, most) {
-  const sorted = [...parts].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const sorted = [...parts].sort((a, b) => abs(b.value) - abs(a.value));
   const rest = sorted.slice(most).reduce((sum, each) => sum + each.value, 0);
   const shown = sorted.slice(0, most);
   if (sorted.length > most) shown.push({ name: `${sorted.length - most} others`, value: rest });
   let at = 0;
   const steps = shown.map((each) => ({ ...each, from: at, to: (at += each.value) }));
-  const low = Math.min(0, ...steps.map((each) => each.to));
-  const high = Math.max(0, ...steps.map((each) => each.to));
+  const low = min(0, ...steps.map((each) => each.to));
+  const high = max(0, ...steps.map((each) => each.to));
   const scale = (v) => (v - low) / (high - low || 1);
   return steps.map((each) => ({ ...each, left: scale(each.from), right: scale(each.to) }));
 }
@@ -213,7 +187,7 @@ function attributionPanel(x) {
     x.ask({ op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
       x.learn(message.names);
       got = { ...message, parts: [
-        ...[...heads].map((value, i) => ({ name: `head ${Math.floor(i / about.heads)}.${i % about.heads}`, value, at: [Math.floor(i / about.heads), i % about.heads] })),
+        ...[...heads].map((value, i) => ({ name: `head ${floor(i / about.heads)}.${i % about.heads}`, value, at: [floor(i / about.heads), i % about.heads] })),
         ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
         ...message.others.map((name, i) => ({ name, value: others[i] }))] };
       x.addScore({ name: "attribution", label: "attribution", unit: "logits", values: heads, note: `Direct share in the logit of '${x.name(message.token)}'.` });
@@ -229,13 +203,10 @@ function attributionPanel(x) {
   }
   function gradient(method) {
     x.ask({ op: "gradient", position: state.query, token, minus, method }, "f", (message, values) => {
-      const most = Math.max(...[...values].map(Math.abs), 1e-9);
+      const most = max(...[...values].map(abs), 1e-9);
       inputs.replaceChildren(...[...values].map((value, i) => {
         const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);
-        const text = make("span", "gx-text", x.token(i));
-        text.style.background = css(rgb);
-        text.style.color = inkOn(rgb);
-        return make("span", "gx-token", text, make("span", "gx-under", signed(value)));
+        return make("span", "gx-token", tint(make("span", "gx-text", x.token(i)), rgb), make("span", "gx-under", signed(value)));
       }), make("p", "gx-hint", message.sentence));
     });
   }

@@ -28,7 +28,11 @@ export class Node {
   setAttribute(name, value) { this.attributes[name] = String(value); }
   getAttribute(name) { return this.attributes[name] ?? null; }
   removeAttribute(name) { delete this.attributes[name]; }
-  append(...nodes) { this.children.push(...nodes); nodes.forEach((n) => (n.parent = this)); }
+  append(...all) {
+    const nodes = all.map((each) => (typeof each === "object" ? each : Object.assign(new Node("#text", this.ownerDocument), { text: String(each) })));
+    this.children.push(...nodes);
+    nodes.forEach((n) => (n.parent = this));
+  }
   prepend(...nodes) { this.children.unshift(...nodes); nodes.forEach((n) => (n.parent = this)); }
   replaceChildren(...nodes) { this.text = ""; this.children = []; this.append(...nodes); }
   get parentNode() { return this.parent; }
