@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.language_model import LanguageModel
@@ -73,7 +73,7 @@ class RotaryScores:
         return np.stack(columns, axis=1).astype(np.float32)
 
     def curve(
-        self, query: int, key: int, distances: Int[np.ndarray, "distances"] | None = None
+        self, query: int, key: int, distances: Real[np.ndarray, "distances"] | None = None
     ) -> Float[np.ndarray, "parts distances"]:
         """The shares of one query and one key, were they at other distances.
 
