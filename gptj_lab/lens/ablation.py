@@ -13,6 +13,7 @@ from gptj_lab.lens.prompts import (
     check_same_length,
     kl,
     log_softmax,
+    nll_of,
     shown,
     token_id,
     token_ids,
@@ -156,8 +157,9 @@ def _measure(
     answer: str | int | None = None, instead: str | int | None = None, position: int = -1,
     progress: Progress | None = None, chunk_bytes: int = CHUNK_BYTES,
 ) -> Effects:  # fmt: skip
-    (plain,) = each(model, ids, base, lambda _: base, 1, position=position, score_text=True)
-    before, before_nll = plain.logits[0], plain.nll[0]  # type: ignore[index]
+    logits, _ = run(model, ids)
+    (at,) = base.indices(position)
+    before, before_nll = logits[at], nll_of(logits, ids)
     right = int(before.argmax()) if answer is None else token_id(model, answer)
     wrong = None if instead is None else token_id(model, instead)
     if right == wrong:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gptj_lab.model.sites import Collector
 
@@ -141,3 +141,22 @@ def forward(
     edits = Edits(interventions, by_row, wanted)
     logits, _ = nnx.merge(graph, state)(token_ids, site=edits, dtype=dtype)
     return logits, edits.values, jnp.isnan(logits).any()
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+def nan_flags(
+    graph: Any, state: Any, token_ids: jax.Array, interventions: "Interventions", dtype: str
+) -> dict[str, Bool[Array, "rows seq"]]:
+    """At which tokens each site's value, after the edits, holds a NaN."""
+    edits, flags = Edits(interventions), {}
+
+    def site(name: str, value: jax.Array) -> jax.Array:
+        value = edits(name, value)
+        # Scores and patterns have their queries third, everything else its tokens second.
+        tokens = 2 if name.endswith(("attn.scores", "attn.pattern")) else 1
+        others = tuple(axis for axis in range(1, value.ndim) if axis != tokens)
+        flags[name] = jnp.isnan(value).any(others)
+        return value
+
+    nnx.merge(graph, state)(token_ids, site=site, dtype=dtype)
+    return flags

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens.edits import HEADS, OUTSIDE, STREAMS, WIDE, forward
+from gptj_lab.lens.edits import HEADS, OUTSIDE, STREAMS, WIDE, forward, nan_flags
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model import sites as network_sites
 
@@ -119,7 +119,7 @@ class Interventions:
         Raises:
             ValueError: what is out of range, or a value that is missing or has another shape.
         """
-        self._check_head(head)
+        self.check_head(head)
         value = self._ablation(how, value, self.config.d_head)
         return self.patch("attn.z", layer, positions, value, head=head)
 
@@ -174,9 +174,9 @@ class Interventions:
         Raises:
             ValueError: something out of range, or a key after the query.
         """
-        self._check_layer(layer)
-        self._check_head(head)
-        (query,), (key,) = self._indices(query), self._indices(key)
+        self.check_layer(layer)
+        self.check_head(head)
+        (query,), (key,) = self.indices(query), self.indices(key)
         if key > query:
             raise ValueError(
                 f"key {key} comes after query {query}: a token reads itself and those before it"
@@ -195,8 +195,8 @@ class Interventions:
         Raises:
             ValueError: something out of range, or a pattern that isn't square or is too long.
         """
-        self._check_layer(layer)
-        self._check_head(head)
+        self.check_layer(layer)
+        self.check_head(head)
         pattern = distributed.gather(pattern)
         if pattern.ndim != 2 or pattern.shape[0] != pattern.shape[1] or len(pattern) > self.seq:
             raise ValueError(
@@ -217,7 +217,7 @@ class Interventions:
     ) -> "Interventions":  # fmt: skip
         """`factor * x + scale * value` at some positions, on top of what is there already."""
         width = self._width(site, head)
-        self._check_layer(layer, site)
+        self.check_layer(layer, site)
         value = distributed.gather(value).astype(np.float32)
         where = self._where(positions, value, width, site)
         if site in HEADS:
@@ -277,20 +277,27 @@ class Interventions:
             )
         return value
 
-    def _width(self, site: str, head: int | None) -> int:
+    def check_site(self, site: str) -> None:
+        """Nothing, if a site's value can be set.
+
+        Raises:
+            ValueError: it doesn't exist (the nearest are listed), or can't be set.
+        """
+        whole = (*OUTSIDE, "logits")
+        network_sites.match([site if site in whole else f"blocks.0.{site}"], self.config)
         if site not in STREAMS + HEADS:
-            where = site if site in OUTSIDE or site == "logits" else f"blocks.0.{site}"
-            network_sites.match([where], self.config)  # says the nearest, if there is none
             raise ValueError(
                 f"{site} can't be set: use cut_edge or freeze_pattern for scores and patterns, "
                 f"else one of {', '.join(STREAMS + HEADS)}"
             )
-        network_sites.match([site if site in OUTSIDE else f"blocks.0.{site}"], self.config)
+
+    def _width(self, site: str, head: int | None) -> int:
+        self.check_site(site)
         if head is None:
             return self.config.d_ff if site in WIDE else self.config.d_model
         if site not in HEADS:
             raise ValueError(f"head is {head}, but {site} has no heads: leave it out")
-        self._check_head(head)
+        self.check_head(head)
         return self.config.d_head
 
     def _where(self, positions: Positions, value: np.ndarray, width: int, site: str) -> np.ndarray:
@@ -298,7 +305,7 @@ class Interventions:
         if positions is None:
             where = np.arange(self.seq if value.ndim == 1 else min(len(value), self.seq))
         else:
-            where = self._indices(positions)
+            where = self.indices(positions)
         if value.shape not in ((width,), (len(where), width)):
             raise ValueError(
                 f"the value for {site} has shape {value.shape}: [{width}], or one such row for "
@@ -308,7 +315,7 @@ class Interventions:
             raise ValueError(f"the value for {site} holds NaN or infinity: find where it came from")
         return where
 
-    def _indices(self, positions: int | Sequence[int]) -> np.ndarray:
+    def indices(self, positions: int | Sequence[int]) -> np.ndarray:
         wanted, tokens = np.atleast_1d(np.asarray(positions)), int(self.tokens)
         if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
             raise ValueError(f"positions are {positions!r}: whole numbers are needed")
@@ -320,7 +327,7 @@ class Interventions:
                 )
         return wanted % tokens
 
-    def _check_layer(self, layer: int, site: str = "") -> None:
+    def check_layer(self, layer: int, site: str = "") -> None:
         top = 1 if site in OUTSIDE else self.config.num_layers
         if not 0 <= layer < top:
             what = f"{site} is outside of the blocks: its layer is 0" if site in OUTSIDE else (
@@ -328,7 +335,7 @@ class Interventions:
             )  # fmt: skip
             raise ValueError(f"layer {layer} is out of range: {what}")
 
-    def _check_head(self, head: int) -> None:
+    def check_head(self, head: int) -> None:
         if not 0 <= head < self.config.num_heads:
             raise ValueError(
                 f"head {head} is out of range: a layer has {self.config.num_heads} heads, "
@@ -411,11 +418,15 @@ def check_fits(interventions: Interventions, model: "LanguageModel", tokens: int
 
 def _where_nan(model: "LanguageModel", rows: Any, interventions: Interventions, tokens: int) -> str:
     """The sentence that names the first site with a NaN; costs one more forward pass."""
-    names = network_sites.all_of(model.config)
-    for name in names:  # one site at a time is many programs, but keeps little in memory
-        _, values, _ = forward(*nnx.split(model.network), rows, interventions, model.dtype, (name,))
-        if np.isnan(_cut(distributed.gather(values[name])[0], name, tokens)).any():
-            return f"activations are NaN: {name} is the first site where one appears"
+    graph, state = nnx.split(model.network)
+    flags = nan_flags(graph, state, rows, interventions, model.dtype)
+    for name in network_sites.all_of(model.config):
+        found = distributed.gather(flags[name])[0, :tokens]
+        if found.any():
+            return (
+                f"activations are NaN: {name} is the first site where one appears, at position "
+                f"{int(found.argmax())}. Look at the weights before it, or compute in a wider dtype"
+            )
     return "the logits are NaN"
 
 

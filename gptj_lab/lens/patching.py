@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gptj_lab.lens.edits import HEADS, OUTSIDE, WIDE
-from gptj_lab.lens.interventions import Interventions, Positions, run
-from gptj_lab.lens.prompts import Pair, Prompt, pair
+from gptj_lab.lens.interventions import Interventions, Positions
+from gptj_lab.lens.prompts import Pair, Prompt, token_ids, traced_pair
 from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, store, use
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def positions(
     Raises:
         ValueError: as `pair`; a site that doesn't exist; a NaN (its site is named).
     """
-    compared = pair(model, clean, corrupt, answer, instead, position)
-    base, rows = _clean_values(model, compared, site)
+    compared, base, rows = _prepared(model, clean, corrupt, answer, instead, position, site)
     # Before the first token that differs both runs are the same, after the answer nothing counts.
     first, last = compared.first_difference, compared.position
     columns = max(last + 1 - first, 0)
@@ -90,8 +89,7 @@ def heads(
     """
     if site not in HEADS:
         raise ValueError(f"{site} has no heads: one of {', '.join(HEADS)} is needed")
-    compared = pair(model, clean, corrupt, answer, instead, position)
-    base, rows = _clean_values(model, compared, site)
+    compared, base, rows = _prepared(model, clean, corrupt, answer, instead, position, site)
 
     def make(cell: int) -> Interventions:
         layer, head = divmod(cell, model.config.num_heads)
@@ -102,16 +100,17 @@ def heads(
     return Patching(site, ("layers", "heads"), grid, compared)
 
 
-def _clean_values(
-    model: "LanguageModel", compared: Pair, site: str
-) -> tuple[Interventions, list[int]]:
-    """Interventions that hold the clean run's values at a site, and the row of each layer."""
-    none = Interventions.none(model, len(compared.clean))
-    none._width(site, None)  # refuses what can't be patched
+def _prepared(
+    model: "LanguageModel", clean: Prompt, corrupt: Prompt, answer: str | int | None,
+    instead: str | int | None, position: int, site: str,
+) -> tuple[Pair, Interventions, list[int]]:  # fmt: skip
+    """The pair, interventions that hold the clean values at a site, and the row of each layer."""
+    none = Interventions.none(model, len(token_ids(model, clean)))
+    none.check_site(site)
     name = site if site in OUTSIDE else f"blocks.*.{site}"
-    _, values = run(model, compared.clean, sites=[name])
+    compared, values, _ = traced_pair(model, clean, corrupt, answer, instead, position, [name])
     flat = np.stack([value.reshape(len(value), -1) for value in values.values()])
-    return store(none, flat, wide=site in WIDE)
+    return compared, *store(none, flat, wide=site in WIDE)
 
 
 def _sweep(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.lens.prompts import Pair, Prompt, pair
+from gptj_lab.lens.edits import place
+from gptj_lab.lens.interventions import Interventions
+from gptj_lab.lens.prompts import Pair, Prompt, traced_pair
 from gptj_lab.lens.sweeps import CHUNK_BYTES, Chunk, Progress, each, goes_on, store, use
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def senders(
     Raises:
         ValueError: as `pair`; a receiver that doesn't exist.
     """
-    compared = pair(model, clean, corrupt, answer, instead, position)
     config = model.config
-    base, clean_rows = _held(model, compared, freeze_mlps)
+    held = ["blocks.*.attn.z"] + ["blocks.*.mlp_out"] * freeze_mlps
+    compared, *values = traced_pair(model, clean, corrupt, answer, instead, position, held)
+    base, clean_rows = _held(Interventions.none(model, len(compared.clean)), *values)
     reached = _reached(base, receivers)
     sites = tuple(sorted({f"blocks.{layer}.attn.{part}" for layer, _, part in reached}))
     last = max((layer for layer, _, _ in reached), default=config.num_layers)
@@ -86,25 +88,19 @@ def senders(
 
 
 def _held(
-    model: "LanguageModel", compared: Pair, freeze_mlps: bool
+    none: Interventions, clean: dict[str, np.ndarray], corrupt: dict[str, np.ndarray]
 ) -> tuple[Interventions, list[int]]:
-    """All heads held at the corrupt run's z, and the rows that hold the clean run's."""
-    wanted = ["blocks.*.attn.z"] + ["blocks.*.mlp_out"] * freeze_mlps
-    runs = [run(model, ids, sites=wanted)[1] for ids in (compared.corrupt, compared.clean)]
-    count = len(compared.clean)
-
-    def stacked(values, site: str) -> np.ndarray:
-        layers = range(model.config.num_layers)
-        return np.stack([values[f"blocks.{i}.{site}"].reshape(count, -1) for i in layers])
-
-    base, held = store(Interventions.none(model, count), stacked(runs[0], "attn.z"))
-    base, clean_rows = store(base, stacked(runs[1], "attn.z"))
-    for layer, row in enumerate(held):
-        base = use(base, row, "attn.z", layer)
-    if freeze_mlps:
-        base, held = store(base, stacked(runs[0], "mlp_out"))
-        for layer, row in enumerate(held):
-            base = use(base, row, "mlp_out", layer)
+    """Everything held at the corrupt run's values, and the rows of the clean run's z."""
+    layers = range(none.config.num_layers)
+    flat = [
+        {name: value.reshape(len(value), -1) for name, value in values.items()}
+        for values in (clean, corrupt)
+    ]
+    base, clean_rows = store(none, np.stack([flat[0][f"blocks.{i}.attn.z"] for i in layers]))
+    base, held = store(base, np.stack(list(flat[1].values())))
+    for row, name in zip(held, flat[1], strict=True):
+        layer, site = place(name)
+        base = use(base, row, site, layer)
     return base, clean_rows
 
 
@@ -116,8 +112,8 @@ def _reached(base: Interventions, receivers: str | Sequence[Receiver]) -> list[R
             f"receivers is {receivers!r}: 'logits', or a list of (layer, head, 'q' | 'k' | 'v')"
         )
     for layer, head, part in receivers:
-        base._check_layer(layer)
-        base._check_head(head)
+        base.check_layer(layer)
+        base.check_head(head)
         if part not in ("q", "k", "v"):
             raise ValueError(f"a head receives through 'q', 'k' or 'v', not {part!r}")
         if layer == 0:

@@ -76,6 +76,14 @@ def log_softmax(logits: Float[np.ndarray, "*rows vocab"]) -> Float[np.ndarray, "
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
+def nll_of(logits: Float[np.ndarray, "seq vocab"], ids: Sequence[int]) -> float:
+    """Mean negative log-likelihood of a text's own tokens after the first, nats a token."""
+    if len(ids) < 2:
+        return 0.0
+    said = log_softmax(logits[:-1])
+    return -float(said[np.arange(len(ids) - 1), list(ids[1:])].mean())
+
+
 def kl(
     before: Float[np.ndarray, "vocab"], after: Float[np.ndarray, "*rows vocab"]
 ) -> Float[np.ndarray, "*rows"]:
@@ -132,19 +140,29 @@ def pair(
         ValueError: token counts differ (the message says which tokens), the prompts are the same,
             an answer is not one token, or the answers can't tell the prompts apart.
     """
+    return traced_pair(model, clean, corrupt, answer, instead, position)[0]
+
+
+def traced_pair(
+    model: "LanguageModel", clean: Prompt, corrupt: Prompt, answer: str | int | None,
+    instead: str | int | None, position: int, sites: Sequence[str] = (),
+) -> tuple[Pair, dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """As `pair`, with the values at sites in the clean and in the corrupt run."""
     first, second = token_ids(model, clean), token_ids(model, corrupt)
     check_same_length(model, first, second)
     if first == second:
         raise ValueError("clean and corrupt are the same tokens: nothing could be traced back")
-    (at,) = Interventions.none(model, len(first))._indices(position)
-    clean_logits, corrupt_logits = (run(model, ids)[0][at] for ids in (first, second))
-    right = int(clean_logits.argmax()) if answer is None else token_id(model, answer)
-    wrong = int(corrupt_logits.argmax()) if instead is None else token_id(model, instead)
-    made = Pair(first, second, right, wrong, int(at), clean_logits, corrupt_logits)
-    gap = made.logit_difference(clean_logits) - made.logit_difference(corrupt_logits)
+    (at,) = Interventions.none(model, len(first)).indices(position)
+    (clean_logits, clean_values), (corrupt_logits, corrupt_values) = (
+        run(model, ids, sites=sites) for ids in (first, second)
+    )
+    right = int(clean_logits[at].argmax()) if answer is None else token_id(model, answer)
+    wrong = int(corrupt_logits[at].argmax()) if instead is None else token_id(model, instead)
+    made = Pair(first, second, right, wrong, int(at), clean_logits[at], corrupt_logits[at])
+    gap = made.logit_difference(made.clean_logits) - made.logit_difference(made.corrupt_logits)
     if right == wrong or abs(gap) < 1e-6:
         raise ValueError(
             f"{shown(model, [right])} minus {shown(model, [wrong])} is the same after both "
             "prompts: name answer= and instead= such that the prompts differ in them"
         )
-    return made
+    return made, dict(clean_values), dict(corrupt_values)

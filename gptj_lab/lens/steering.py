@@ -83,8 +83,8 @@ def _mean(
     for prompt in several:
         ids = token_ids(model, prompt)
         none = Interventions.none(model, len(ids))
-        none._check_layer(layer, site)
-        where = slice(None) if position is None else none._indices(position)
+        none.check_layer(layer, site)
+        where = slice(None) if position is None else none.indices(position)
         name = site if site in OUTSIDE else f"blocks.{layer}.{site}"
         value = run(model, ids, sites=[name])[1][name]
         rows.append(value.reshape(len(ids), -1)[where].mean(axis=0, dtype=np.float64))

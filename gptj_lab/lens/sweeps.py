@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], Any]
 CHUNK_BYTES = 256 * 2**20  # of activations at a time
-_MOST_ROWS = 64
+_MOST_ROWS = 16  # 16 x 256 tokens keep any device busy
 _SEQ_AXIS = {"keep": -1, "gain": -1, "vectors": -2}  # of the fields that final_ln's edit reads
 
 
@@ -66,7 +66,7 @@ def each(
     """
     ids = np.asarray(model._checked([token_ids])[0])
     check_fits(base, model, len(ids))
-    (position,) = base._indices(position)
+    (position,) = base.indices(position)
     by_row, row_bytes = _by_row(base, make(0))
     row_bytes += _activation_bytes(model, base.seq, score_text)
     rows = _rows(total, chunk_bytes // row_bytes, model.mesh)
@@ -121,7 +121,7 @@ def use(
     keep, gain, slots = (
         getattr(interventions, prefix + name).copy() for name in ("keep", "gain", "slots")
     )
-    where = slice(None) if positions is None else interventions._indices(positions)
+    where = slice(None) if positions is None else interventions.indices(positions)
     heads = () if not prefix else (slice(None) if head is None else head,)
     keep[index, layer, where, *heads] = 0
     gain[index, layer, where, *heads] = 1
