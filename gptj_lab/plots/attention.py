@@ -45,11 +45,12 @@ def heads_grid(
     side = max(4, min(seq, 48, int(math.sqrt(_PIXELS / (layers * heads)))))
     image = _tiled(_pooled(shares, min(side, seq)))
     tile = image.shape[0] / layers
-    said = f"Attention of {layers} layers with {heads} heads each on {seq} tokens. {title}"
-    if marked:
-        said += " Framed: " + ", ".join(f"layer {x} head {y}" for x, y in marked) + "."
+    said = style.told(
+        f"Attention of {layers} layers with {heads} heads each on {seq} tokens", title,
+        f"Framed: {', '.join(f'layer {x} head {y}' for x, y in marked)}" if marked else "",
+    )  # fmt: skip
     inch = min(1.0, 8.6 / heads, 8.6 / layers)
-    figure = style.picture(inch * heads + 1.1, inch * layers + 0.7, said.strip())
+    figure = style.picture(inch * heads + 1.1, inch * layers + 0.7, said)
     axes = figure.subplots()
     shown = axes.imshow(image, cmap=style.sequential(), norm=style.share(), interpolation="nearest")
     axes.set_xticks((np.arange(heads) + 0.5) * tile - 1, map(str, range(heads)), size=7)
@@ -59,7 +60,8 @@ def heads_grid(
     axes.spines[:].set_visible(False)
     for layer, head in marked:
         _frame(axes, (head * tile - 0.5, layer * tile - 0.5), tile - 1)
-    figure.colorbar(shown, ax=axes, label="share of attention", ticks=_TICKS, shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="share of attention", ticks=_TICKS, shrink=0.8,
+                    aspect=30)  # fmt: skip
     axes.set_title(title, size=10, parse_math=False)
     return figure
 
@@ -98,9 +100,10 @@ def attention_head(
         for (row, column), value in np.ndenumerate(shares):
             if np.isfinite(value) and value >= 0.005:
                 ink = style.ink_on(shown.to_rgba(value))  # pyright: ignore[reportArgumentType]
-                axes.text(column, row, f"{value:.2f}"[-3:] if value < 1 else "1", size=7,
-                          ha="center", va="center", color=ink)  # fmt: skip
-    figure.colorbar(shown, ax=axes, label="share of attention", ticks=_TICKS, shrink=0.8)
+                axes.text(column, row, style.number(value), size=7, ha="center", va="center",
+                          color=ink)  # fmt: skip
+    figure.colorbar(shown, ax=axes, label="share of attention", ticks=_TICKS, shrink=0.8,
+                    aspect=30)  # fmt: skip
     axes.set_title(title, size=10, parse_math=False)
     return figure
 
@@ -110,17 +113,17 @@ def _square(shape: tuple[int, ...]) -> tuple[float, float]:
     return side[1] + 0.9, side[0] + 0.3
 
 
-def _most_read(
-    shares: np.ndarray, tokens: Sequence[str], keys: Sequence[str], title: str
-) -> str:
+def _most_read(shares: np.ndarray, tokens: Sequence[str], keys: Sequence[str], title: str) -> str:
     """The alt text: the last token's reading, and the token that is read most by all."""
     known = np.nan_to_num(shares)
     last, mean = known[-1], known.mean(0)
-    return (
-        f"Attention on {len(tokens)} tokens. {title} The last token, {style.label(tokens[-1])!r}, "
-        f"reads {style.label(keys[int(last.argmax())])!r} most, with {last.max():.0%}; over all "
-        f"tokens {style.label(keys[int(mean.argmax())])!r} is read most, with {mean.max():.0%}."
-    ).replace("  ", " ")
+    return style.told(
+        f"Attention on {len(tokens)} tokens",
+        title,
+        f"The last token, {style.label(tokens[-1])!r}, reads "
+        f"{style.label(keys[int(last.argmax())])!r} most, with {last.max():.0%}; over all "
+        f"tokens {style.label(keys[int(mean.argmax())])!r} is read most, with {mean.max():.0%}",
+    )
 
 
 def _pooled(shares: np.ndarray, side: int) -> np.ndarray:

@@ -44,8 +44,10 @@ def attribution_waterfall(
         shown.append((f"{rest.size} others", float(adds[rest].sum())))
     total = float(adds.sum())
     told = ", ".join(f"{style.label(part, 30)} {value:+.2f}" for part, value in shown[:5])
-    said = f"{name}: {total:.2f}, the sum of {len(parts)} parts. {title} Largest: {told}."
-    figure = style.picture(6.8, 1.1 + 0.25 * (len(shown) + 1), " ".join(said.split()))
+    said = style.told(
+        f"{name}: {total:.2f}, the sum of {len(parts)} parts", title, f"Largest: {told}"
+    )
+    figure = style.picture(6.8, 1.1 + 0.25 * (len(shown) + 1), said)
     axes = figure.subplots()
     reached = 0.0
     for row, (_, value) in enumerate(shown):
@@ -53,12 +55,15 @@ def attribution_waterfall(
         reached += value
         axes.plot([reached, reached], [row, row + 1], color=style.NEUTRAL, linewidth=0.8)
     axes.barh(len(shown), total, color=style.NEUTRAL, height=0.72)
-    axes.text(total, len(shown), f" {total:.2f}", size=7.5, va="center", weight="bold")
+    text = f" {total:.2f}".replace("-", "−")
+    axes.text(max(total, 0), len(shown), text, size=7.5, va="center", weight="bold")
+    reach = np.cumsum([0.0, *(value for _, value in shown)])
+    room = 0.12 * (float(np.ptp(reach)) or 1.0)
+    axes.set_xlim(reach.min() - room / 3, reach.max() + room)
     names = style.labels([*(part for part, _ in shown), "sum"], 30)
     axes.set_yticks(np.arange(len(names)), names, size=8, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color=style.INK, linewidth=0.8)
-    axes.margins(x=0.12)
     axes.set_xlabel(name, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, size=10, parse_math=False)
@@ -100,10 +105,12 @@ def token_values(
     rows = -(-len(numbers) // a_row)
     filled = np.full(rows * a_row, np.nan, np.float32)
     filled[: len(numbers)] = numbers
-    ranked = sorted(np.flatnonzero(np.isfinite(numbers)), key=lambda i: -abs(numbers[i]))[:4]
+    ranked = sorted(np.flatnonzero(np.isfinite(numbers)).tolist(), key=lambda i: -abs(numbers[i]))[
+        :4
+    ]
     told = ", ".join(f"{style.label(tokens[i])!r} (token {i}) {numbers[i]:.3g}" for i in ranked)
-    said = f"{name} of {len(tokens)} tokens. {title} Largest: {told or 'none'}."
-    figure = style.picture(9.4, 0.9 + 0.45 * rows, " ".join(said.split()))
+    said = style.told(f"{name} of {len(tokens)} tokens", title, f"Largest: {told or 'none'}")
+    figure = style.picture(9.4, 0.9 + 0.45 * rows, said)
     axes = figure.subplots()
     colours = (style.diverging() if signed else style.sequential()).with_extremes(bad="white")
     norm = style.around_zero(numbers) if signed else style.up_to_most(numbers)

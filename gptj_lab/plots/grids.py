@@ -30,7 +30,7 @@ def head_scores(
     """
     values = np.asarray(scores, np.float32)
     rows, columns = ([f"{i}" for i in range(n)] for n in values.shape)
-    said = f"{name} of each head. {title} {_extremes(values, 'layer {} head {}', signed)}"
+    said = style.told(f"{name} of each head", title, _extremes(values, "layer {} head {}", signed))
     return _grid(values, rows, columns, (name, "layer", "head"), signed, title, said)
 
 
@@ -59,7 +59,9 @@ def patching_grid(
     style.check_length("labels of the rows", len(rows), values.shape[0], "rows")
     style.check_length("labels of the columns", len(columns), values.shape[1], "columns")
     where = f"{row_name} {{}}, {column_name} {{}}".replace(",  {", ", {")
-    said = f"{name}, by {row_name}. {title} {_extremes(values, where, signed, rows, columns)}"
+    said = style.told(
+        f"{name}, by {row_name}", title, _extremes(values, where, signed, rows, columns)
+    )
     return _grid(values, rows, columns, (name, row_name, column_name), signed, title, said)
 
 
@@ -80,8 +82,9 @@ def score_bars(
         raise ValueError("scores is empty: give at least one name with its number")
     values = np.array(list(scores.values()), np.float32)
     told = ", ".join(f"{style.label(k, 30)} {v:.3g}" for k, v in scores.items())
-    against = "" if baseline is None else f" The line to compare with is at {baseline:.3g}."
-    figure = style.picture(6.4, 0.9 + 0.26 * len(values), f"{name}: {told}.{against} {title}")
+    against = "" if baseline is None else f"The line to compare with is at {baseline:.3g}"
+    said = style.told(f"{name}: {told}", against, title)
+    figure = style.picture(6.4, 0.9 + 0.26 * len(values), said)
     axes = figure.subplots()
     colours = [style.NEGATIVE if value < 0 else style.POSITIVE for value in values]
     bars = axes.barh(np.arange(len(values)), values, color=colours, height=0.72)
@@ -110,7 +113,7 @@ def _grid(
 ) -> Picture:
     width = min(9.5, 1.9 + 0.36 * values.shape[1])
     height = min(9.5, 1.2 + 0.3 * values.shape[0] + (0.4 if max(map(len, columns)) > 3 else 0))
-    figure = style.picture(max(4.2, width), max(2.2, height), " ".join(said.split()))
+    figure = style.picture(max(4.2, width), max(2.2, height), said)
     axes = figure.subplots()
     norm = style.around_zero(values) if signed else style.up_to_most(values)
     colours = style.diverging() if signed else style.sequential()
@@ -120,7 +123,7 @@ def _grid(
     axes.set(xlabel=names[2], ylabel=names[1])
     if values.size <= 200 and values.shape[1] <= 16:
         _print_numbers(axes, shown, values)
-    figure.colorbar(shown, ax=axes).set_label(names[0], size=8, parse_math=False)
+    figure.colorbar(shown, ax=axes, aspect=30).set_label(names[0], size=8, parse_math=False)
     axes.set_title(title, size=10, parse_math=False)
     return figure
 
@@ -130,10 +133,8 @@ def _print_numbers(axes: Any, shown: Any, values: np.ndarray) -> None:
     digits = 1 if finite.size and finite.max() >= 10 else 2
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            text = f"{value:.{digits}f}".replace("-0.", "−.").replace("-", "−")
-            text = text.removeprefix("0") if text.startswith("0.") else text
-            axes.text(column, row, text, size=6.5, ha="center", va="center",
-                      color=style.ink_on(shown.to_rgba(value)))  # fmt: skip
+            axes.text(column, row, style.number(value, digits), size=6.5, ha="center",
+                      va="center", color=style.ink_on(shown.to_rgba(value)))  # fmt: skip
 
 
 def _extremes(
@@ -151,7 +152,7 @@ def _extremes(
         found["least"] = np.nanargmin(values)
     parts = []
     for word, place in found.items():
-        row, column = np.unravel_index(place, values.shape)
+        row, column = divmod(int(place), values.shape[1])
         at = (rows[row] if rows else row, style.label(columns[column]) if columns else column)
         parts.append(f"{word}: {where.format(*at)} with {values[row, column]:.2f}")
-    return "; ".join(parts) + "."
+    return "; ".join(parts)

@@ -44,21 +44,24 @@ def logit_lens_table(
     told = ", ".join(f"{last[i]!r} from {rows[i]} on" for i in changes)
     figure = style.picture(
         min(14, 1.6 + 0.72 * len(tokens)), 1.3 + 0.3 * len(rows),
-        f"Logit lens over {len(tokens)} tokens. {title} After the last token it says {told}.",
+        style.told(
+            f"Logit lens over {len(tokens)} tokens", title, f"After the last token it says {told}"
+        ),
     )  # fmt: skip
     axes = figure.subplots()
     shown = axes.imshow(
         shades, cmap=style.sequential(), norm=style.up_to_most(shades), aspect="auto",
         origin="lower",
     )  # fmt: skip
-    for (row, column), value in np.ndenumerate(shades):
+    for place, value in np.ndenumerate(shades):
+        row, column = map(int, place)
         axes.text(column, row, style.label(texts[row][column], 9), size=7, ha="center",
                   va="center", parse_math=False, clip_on=True,
-                  color=style.ink_on(shown.to_rgba(value)))  # fmt: skip
+                  color=style.ink_on(shown.to_rgba(np.asarray(value))))  # fmt: skip
     style.name_axis(axes, "x", tokens)
     style.name_axis(axes, "y", rows)
     axes.set(xlabel="after the token", ylabel="after the layer")
-    figure.colorbar(shown, ax=axes, label=name)
+    figure.colorbar(shown, ax=axes, label=name, aspect=30)
     axes.set_title(title, size=10, parse_math=False)
     return figure
 
@@ -76,6 +79,7 @@ def rank_lines(
     figure = lines_over_layers(from_one, rows, "rank", title=title, log=True)
     axes = figure.axes[0]
     axes.invert_yaxis()
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
@@ -105,7 +109,7 @@ def lines_over_layers(
         f"{style.label(key, 24)} {float(c[0]):.3g} to {float(c[-1]):.3g}"
         for key, c in curves.items()
     )
-    said = f"{name} from {rows[0]} to {rows[-1]}: {told}. {title}".strip()
+    said = style.told(f"{name} from {rows[0]} to {rows[-1]}: {told}", title)
     figure = style.picture(6.4, 3.2, said)
     axes = figure.subplots()
     for i, (key, curve) in enumerate(curves.items()):

@@ -49,9 +49,13 @@ def alt_text(figure: Figure) -> str:
     return figure.alt  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def png(figure: Picture) -> bytes:
-    """A picture as a PNG file."""
-    return figure.png()
+def png(figure: Picture, most_bytes: int | None = None) -> bytes:
+    """A picture as a PNG file, of at most so many bytes if asked.
+
+    Raises:
+        ValueError: it can't be made as small as that.
+    """
+    return figure.png(most_bytes)
 
 
 def sequential() -> Colormap:
@@ -95,19 +99,20 @@ def up_to_most(values: np.ndarray) -> Normalize:
     return Normalize(min(0.0, least), most if most > min(0.0, least) else min(0.0, least) + 1)
 
 
-def ink_on(colour: Sequence[float]) -> str:
+def ink_on(colour: Any) -> str:
     """Black or white, whichever is read better on a colour (WCAG's relative luminance)."""
     channels = np.asarray(colour[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
 
 
-def label(text: str, most: int = 12) -> str:
+def label(text: Any, most: int = 12) -> str:
     """A token as a label: cut after `most` characters, nothing that moves or has no ink in it.
 
     >>> label("\\u202eevil\\x07 🙂 and a long tail")
-    '▯evil▯ ▯ and…'
+    '▯evil▯ ▯ an…'
     """
+    text = str(text)
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(letter if _has_ink(letter) else "▯" for letter in cut)
 
@@ -125,9 +130,31 @@ def _has_ink(letter: str) -> bool:
     return unicodedata.category(letter)[0] not in "CZ" and bool(_font().get_char_index(ord(letter)))
 
 
-def labels(texts: Sequence[str], most: int = 12) -> list[str]:
+def labels(texts: Sequence[Any], most: int = 12) -> list[str]:
     """`label` of each."""
     return [label(text, most) for text in texts]
+
+
+def told(*parts: str) -> str:
+    """An alt text of its parts, each made a sentence; empty ones are left out.
+
+    >>> told("Attention of 2 heads", "", "Layer 1.")
+    'Attention of 2 heads. Layer 1.'
+    """
+    kept = [" ".join(part.split()) for part in parts if part.strip()]
+    return " ".join(part if part[-1] in ".!?" else part + "." for part in kept)
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number for a small cell: no zero before the point, a true minus sign.
+
+    >>> number(0.25), number(-0.5), number(-0.001), number(1.0)
+    ('.25', '−.50', '0', '1.00')
+    """
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return "0"
+    return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
 
 
 def check_length(what: str, found: int, expected: int, of: str) -> None:
@@ -140,7 +167,7 @@ def name_axis(axes: Any, which: str, names: Sequence[str], size: float = 7) -> N
     """Ticks with tokens or numbers as labels; of more than 64, some are left out."""
     step = max(1, -(-len(names) // 64))
     places = np.arange(0, len(names), step)
-    shown = [label(names[place]) for place in places]
+    shown = [label(names[place]) for place in places.tolist()]
     turn = 90 if which == "x" and max(map(len, shown), default=0) > 3 else 0
     setter = axes.set_xticks if which == "x" else axes.set_yticks
     setter(places, shown, parse_math=False, size=size, rotation=turn)
