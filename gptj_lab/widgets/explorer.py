@@ -187,7 +187,7 @@ class Explorer(anywidget.AnyWidget):
             ValueError: as `explorer_sweeps.Sweep`.
         """
         self._fresh()
-        return Sweep(self._session, what, token, minus, position, self._seconds).complete()
+        return Sweep(self._session, what, token, minus, position).complete()
 
     def generate(self, max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0) -> str:
         """Continues A's text and reads all of it: the text that was added."""
@@ -212,14 +212,13 @@ class Explorer(anywidget.AnyWidget):
         of = chosen["of"]
         run = session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
         query = len(run) - 1 if chosen["query"] is None else min(chosen["query"], len(run) - 1)
-        names = [score["name"] for score in explorer_answers.scores(session, "a")[1]]
-        grids = explorer_answers.scores(session, "a")[0]
+        grids, told = explorer_answers.scores(session, "a")
         return {
             "token_ids": session.a.ids,
             "logprobs": session.a.token_logprobs,
             "pattern": session.matrix(chosen["layer"], of),
             "logits": run.logits[query],
-            "scores": dict(zip(names, grids, strict=True)),
+            "scores": {score["name"]: grid for score, grid in zip(told, grids, strict=True)},
         }
 
     def code(self) -> str:

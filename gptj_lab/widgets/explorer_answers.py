@@ -51,7 +51,7 @@ def names(session: Session, *ids: Any) -> dict[str, Any]:
 def ran(session: Session) -> Answer:
     """Everything about a new run that doesn't depend on what is selected."""
     small = session.thumbnails("a")
-    scores, told = _scores(session, "a")
+    grids, told = scores(session, "a")
     follow = session.next_tokens(len(session.a) - 1)
     compare = None
     if session.b is not None:
@@ -72,7 +72,7 @@ def ran(session: Session) -> Answer:
     }  # fmt: skip
     likeliest = follow["ids"][:10]
     return content, [
-        u8(encoding.triangle(encoding.compand(small))), f4(scores), f4(session.a.token_logprobs),
+        u8(encoding.triangle(encoding.compand(small))), f4(grids), f4(session.a.token_logprobs),
         i4(likeliest), f4(follow["logprobs"]["a"][:10]),
     ]  # fmt: skip
 
@@ -107,8 +107,8 @@ def _thumbs(session: Session, asked: Message) -> Iterator[Answer]:
 
 def _told_scores(session: Session, asked: Message) -> Iterator[Answer]:
     of = asked.get("of", "a")
-    scores, told = _scores(session, of)
-    yield {"of": of, "scores": told}, [f4(scores)]
+    grids, told = scores(session, of)
+    yield {"of": of, "scores": told}, [f4(grids)]
 
 
 def _token(session: Session, asked: Message) -> Iterator[Answer]:
@@ -354,7 +354,7 @@ def _packed(values: np.ndarray, of: str) -> tuple[bytes, Message]:
     return u8(encoding.triangle(encoding.compand(values))), {"signed": False, "scale": 1.0}
 
 
-def _scores(session: Session, of: str) -> tuple[np.ndarray, list[Message]]:
+def scores(session: Session, of: str) -> tuple[np.ndarray, list[Message]]:
     """All scores of a run's heads [scores, layers, heads], and what they are called."""
     known = list(zip(SCORES, session.scores(of), strict=True))
     extra = {"ablation": ABLATION, "moved": MOVED}

@@ -89,8 +89,7 @@ class Session:
         self.number += 1
         self.effects.clear()
         self._overviews.clear()
-        leaves = [*_leaves(self.model), *_leaves(self.other)]
-        self._weights = [weakref.ref(leaf) for leaf in leaves]
+        self._weights = [weakref.ref(leaf) for leaf in self._leaves()]
         self.notes = self._notes(dropped)
 
     def tokens(self, text: Any, what: str = "the prompt") -> Int[np.ndarray, "seq"]:
@@ -123,7 +122,7 @@ class Session:
 
     def stale(self) -> str:
         """A sentence if the weights are no longer those that were read, else ""."""
-        now = [*_leaves(self.model), *_leaves(self.other)]
+        now = self._leaves()
         same = len(now) == len(self._weights) and all(
             ref() is leaf for ref, leaf in zip(self._weights, now, strict=True)
         )
@@ -133,6 +132,10 @@ class Session:
             "The model's weights have changed since this was computed, so what you see is stale: "
             "run again to read the text with the new ones."
         )
+
+    def _leaves(self) -> list[Any]:
+        models = [self.model] if self.other is self.model else [self.model, self.other]
+        return [leaf for model in models for leaf in jax.tree.leaves(nnx.split(model.network)[1])]
 
     def _interventions(self, edits, a: Reading, b: Reading | None):
         return explorer_edits.interventions(edits, a, b, self.steer)
@@ -296,10 +299,6 @@ def kl(p: Float[np.ndarray, "vocab"], q: Float[np.ndarray, "vocab"]) -> float:
 def _largest(row: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "count"]:
     count = min(count, len(row))
     return np.argpartition(-row, count - 1)[:count]
-
-
-def _leaves(model: LanguageModel) -> list[Any]:
-    return jax.tree.leaves(nnx.split(model.network)[1])
 
 
 def _check_comparable(model: LanguageModel, other: LanguageModel) -> None:
