@@ -88,5 +88,5 @@ def parts(heads: int, size: int) -> Sequence[tuple[int, int]]:
 
 
 def packed(values: np.ndarray, kind: str) -> bytes:
-    """Little-endian bytes in C order of "u8", "i4", "f2" or "f4"."""
+    """Little-endian bytes in C order of "u1", "i4" or "f4"."""
     return np.ascontiguousarray(values, np.dtype(f"<{kind}")).tobytes()

@@ -1,0 +1,113 @@
+// All heads at a glance: one canvas of thumbnails, over it a grid of cells that keys can walk.
+
+// The heads in the order in which they stand: by layer, or by a score, the highest first.
+export function order(layers, heads, scores, sorted) {
+  const all = times(layers * heads, (i) => i);
+  if (!sorted || !scores) return all;
+  const value = (i) => (isFinite(scores[i]) ? scores[i] : -Infinity);
+  return all.sort((a, b) => value(b) - value(a) || a - b);
+}
+
+const NAME = (i, heads) => `${floor(i / heads)}.${i % heads}`;
+
+export function overview(make, { layers, heads, choose, toggle, ablate }) {
+  const canvas = make("canvas", "gx-thumbs");
+  const grid = make("div", "gx-grid", { role: "grid",
+    "aria-label": "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
+  const best = make("p", "gx-best");
+  const node = make("div", "gx-overview", make("div", "gx-stage", canvas, grid), best);
+  const view = canvas.ownerDocument.defaultView;
+  let cells = [];
+  let standing = []; // index of the cell → head
+  let shown = null;
+
+  function build() {
+    const axis = (role, name) => make("div", "gx-axis", { role }, shown.sorted ? "" : String(name));
+    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
+    cells = times(layers * heads, () => make("div", "gx-cell", { role: "gridcell" }));
+    grid.replaceChildren(line(axis("columnheader", "L\\H"), ...times(heads, (h) => axis("columnheader", h))),
+      ...times(layers, (l) => line(axis("rowheader", l), ...cells.slice(l * heads, (l + 1) * heads))));
+    keys.set(cells, heads);
+  }
+  const place = (i) => [floor(standing[i] / heads), standing[i] % heads];
+  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || event.ctrlKey || event.metaKey) ? toggle : choose)(...place(i)),
+    (key, i) => {
+      const act = { Enter: choose, " ": toggle, a: ablate }[key];
+      act?.(...place(i));
+      return act;
+    });
+
+  // {thumbs [L·H, S, S], size, lut, mask, scores or null, sign, name, sorted, chosen, selected, ablated, failed}
+  function show(next) {
+    const again = !cells.length || shown?.sorted !== next.sorted;
+    shown = next;
+    if (again) build();
+    standing = order(layers, heads, shown.scores, shown.sorted);
+    paint();
+    mark(shown);
+  }
+  function mark({ chosen, selected, ablated }) {
+    Object.assign(shown, { chosen, selected, ablated });
+    keys.choose(standing.indexOf(chosen[0] * heads + chosen[1]));
+    standing.forEach((head, i) => {
+      const cell = cells[i];
+      const on = chosen[0] * heads + chosen[1] === head;
+      const name = NAME(head, heads);
+      const off = ablated.has(name);
+      cell.setAttribute("aria-selected", String(on || selected.has(name)));
+      cell.dataset.on = String(on);
+      cell.dataset.off = String(off);
+      const value = shown.scores ? `, ${shown.name} ${shown.scores[head].toFixed(3)}` : "";
+      const text = `layer ${floor(head / heads)} head ${head % heads}${value}${off ? ", ablated" : ""}`;
+      cell.setAttribute("aria-label", text);
+      cell.title = text;
+      cell.dataset.head = name;
+      const number = shown.scores && shown.cell >= 30 ? shown.scores[head].toFixed(2).replace("0.", ".") : "";
+      cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
+      cell.style.color = shown.scores && shown.cell >= 30 && !off ? inkOn(shown.fill(head)) : "";
+    });
+    if (shown.scores) {
+      const top = order(layers, heads, shown.scores, true).slice(0, 6);
+      best.replaceChildren(make("span", "gx-caption", `highest ${shown.name}: `), ...top.map((i) =>
+        make.button("gx-link", `${NAME(i, heads)} (${shown.scores[i].toFixed(2)})`, "choose this head",
+          () => choose(floor(i / heads), i % heads))));
+    } else best.replaceChildren();
+  }
+  function paint() {
+    if (!shown) return;
+    const width = node.clientWidth || 360;
+    const cell = max(12, min(44, floor((width - 26) / heads) - 2));
+    shown.cell = cell;
+    grid.style.gridTemplateColumns = `24px repeat(${heads}, ${cell}px)`;
+    grid.style.gridTemplateRows = `18px repeat(${layers}, ${cell}px)`;
+    grid.dataset.small = String(cell < 26);
+    const dense = view.devicePixelRatio || 1;
+    const [w, h] = [26 + heads * (cell + 2), 20 + layers * (cell + 2)];
+    canvas.width = w * dense;
+    canvas.height = h * dense;
+    canvas.style.width = `${w}px`;
+    canvas.style.height = `${h}px`;
+    const pen = canvas.getContext("2d");
+    pen.scale(dense, dense);
+    const { thumbs, size, lut, mask, scores } = shown;
+    const small = make("canvas");
+    small.width = small.height = size;
+    const brush = small.getContext("2d");
+    const image = brush.createImageData(size, size);
+    const pixels = new Uint32Array(image.data.buffer);
+    standing.forEach((head, i) => {
+      const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
+      if (scores) {
+        pen.fillStyle = css(shown.fill(head));
+        pen.fillRect(x, y, cell, cell);
+        return;
+      }
+      for (let r = 0, at = head * size * size; r < size; r++) {
+        for (let c = 0; c < size; c++, at++) pixels[r * size + c] = c > r ? mask : lut[thumbs[at]];
+      }
+      brush.putImageData(image, 0, 0);
+      pen.drawImage(small, x, y, cell, cell);
+    });
+  }
+  return { node, show, mark, paint, focus: keys.focus };
+}
