@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], Any]
 CHUNK_BYTES = 256 * 2**20  # of activations at a time
 _MOST_ROWS = 16  # 16 x 256 tokens keep any device busy
+_SMALL = ("keep", "gain", "slots", "head_keep", "head_gain", "head_slots")
 _SEQ_AXIS = {"keep": -1, "gain": -1, "vectors": -2}  # of the fields that final_ln's edit reads
 
 
@@ -168,10 +169,14 @@ def _nll(logits: jax.Array, token_ids: jax.Array, tokens: Any) -> jax.Array:
 
 
 def _by_row(base: Interventions, made: Interventions) -> tuple[tuple[str, ...], int]:
-    """The fields in which a row differs from the base, and their bytes."""
-    names = [f.name for f in dataclasses.fields(base) if f.name != "config"]
-    differ = tuple(name for name in names if getattr(made, name) is not getattr(base, name))
-    return differ, sum(getattr(made, name).nbytes for name in differ)
+    """The fields that have a row each, and the bytes of one: always the same small ones.
+
+    So that all sweeps share a program; a table of vectors only where a row has its own.
+    """
+    names = [field.name for field in dataclasses.fields(base) if field.name != "config"]
+    own = [name for name in names if getattr(made, name) is not getattr(base, name)]
+    by_row = tuple(name for name in names if name in _SMALL or name in own)
+    return by_row, sum(getattr(made, name).nbytes for name in by_row)
 
 
 def _activation_bytes(model: "LanguageModel", seq: int, score_text: bool) -> int:
