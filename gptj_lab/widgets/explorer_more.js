@@ -82,7 +82,7 @@ function patchPanel(x) {
     const most = job.what.startsWith("ablate") ? peak(job.cells) : max(1, peak(job.cells));
     const [rows, columns] = job.shape;
     map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
-      lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
+      ...x.colours(true), flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
   }
   return { name: "patch", title: "Patching", node, run, size: () => map.paint() };
 }
@@ -128,8 +128,7 @@ function comparePanel(x) {
       const { bytes, size, signed: both } = x.weights(state.layer, state.head, of);
       const tokens = of === "b" ? x.ran.compare.tokens : x.ran.tokens;
       const names = times(size, (j) => tokens[floor((j * tokens.length) / size)]?.[0] ?? "");
-      const { ramp: strong, signed: scale, mask } = x.colours();
-      maps[i].show({ rows: names, cols: names, lut: both ? scale : strong, mask, zero: both ? 128 : 0, last: (r) => r, q: (r, c) => (c > r ? -1 : bytes[triangle(r, c)]) });
+      maps[i].show({ rows: names, cols: names, ...x.colours(both), last: (r) => r, q: (r, c) => (c > r ? -1 : bytes[triangle(r, c)]) });
     }));
   }
   return { name: "compare", title: "Compare A | B", node, run, head, size: () => maps.forEach((each) => each.paint()) };
@@ -168,7 +167,7 @@ function generatePanel(x) {
     text.textContent += message.ids.map(x.name).join("");
     if (message.last) {
       show(false);
-      x.again();
+      x.hello();
     } else if (running) x.ask({ op: "generate_next" }, "f", take, "generate");
   }
   function tell() {
@@ -211,7 +210,7 @@ function specialPanel(x) {
         const most = peak(values);
         say[0].textContent = message.sentence;
         wheel.show({ rows: [...[...waves].map((each) => `turn in ${each < 100 ? each.toFixed(1) : each.toFixed(0)}`), "no position"], cols: times(columns, (i) => String(i)), values,
-          lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(values[r * columns + c], most), text: (r, c) => signed(values[r * columns + c], 1) });
+          ...x.colours(true), flat: true, q: (r, c) => around(values[r * columns + c], most), text: (r, c) => signed(values[r * columns + c], 1) });
       });
     } else say[0].textContent = "This network has learned position vectors, no rotary ones.";
     wheel.node.hidden = !about.rotary;
