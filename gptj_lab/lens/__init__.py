@@ -1,0 +1,1 @@
+"""Looking inside a model: reading its sites, attributing its logits, changing them to see why."""

@@ -1,0 +1,120 @@
+"""What people name: prompts, tokens, positions and heads, checked and made into arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from gptj_lab.config import ModelConfig
+from gptj_lab.language_model import LanguageModel
+from gptj_lab.lens.interventions import bucket
+from gptj_lab.mesh import distributed, sharding
+
+Prompt = str | Sequence[int] | np.ndarray
+
+
+def token_ids_of(model: LanguageModel, prompt: Prompt) -> Int[np.ndarray, "seq"]:
+    """The token ids of a text, or the given ids themselves.
+
+    Raises:
+        ValueError: no token, ids outside the vocabulary, or more tokens than the context.
+    """
+    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not len(ids):
+        raise ValueError(f"the prompt {prompt!r} has no tokens: at least one is needed")
+    return model._checked([ids])[0]
+
+
+def token_id_of(model: LanguageModel, token: str | int, what: str = "token") -> int:
+    """The id of one token, given as its text (" cat") or as the id itself.
+
+    Raises:
+        TypeError: neither a text nor a whole number.
+        ValueError: a text of several tokens or none, or an id outside the vocabulary.
+    """
+    if isinstance(token, str):
+        ids = model.tokenizer.encode(token)
+        if len(ids) != 1:
+            pieces = " ".join(map(model.tokenizer.display, ids)) or "nothing"
+            raise ValueError(
+                f"{what} is {token!r}, which is {len(ids)} tokens ({pieces}): give one token, "
+                "with its leading space if it has one, or its id"
+            )
+        return ids[0]
+    if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+        raise TypeError(f"{what} is {token!r}: the text of one token or its id is needed")
+    if not 0 <= token < model.config.vocab_size:
+        raise ValueError(
+            f"{what} is {token}: ids from 0 to {model.config.vocab_size - 1} are in the vocabulary"
+        )
+    return int(token)
+
+
+def position_of(position: int, length: int) -> int:
+    """A position counted from 0; negative ones count from the end of `length` tokens.
+
+    Raises:
+        ValueError: there is no such token.
+    """
+    if not -length <= position < length:
+        raise ValueError(
+            f"position is {position}: the prompt has {length} tokens, so {-length} to {length - 1} "
+            "are there"
+        )
+    return position % length
+
+
+def check_same_length(
+    model: LanguageModel, first: Int[np.ndarray, "seq"], second: Int[np.ndarray, "other"]
+) -> None:
+    """Nothing, if two prompts have as many tokens; else a ValueError that shows where they part."""
+    if len(first) == len(second):
+        return
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        same += 1
+    shown = [" ".join(display(model, ids[same : same + 8])) or "its end" for ids in (first, second)]
+    raise ValueError(
+        f"the prompts have {len(first)} and {len(second)} tokens; after {same} equal ones comes "
+        f"{shown[0]} in the first, {shown[1]} in the second: choose words of as many tokens"
+    )
+
+
+def check_layer(config: ModelConfig, layer: int) -> None:
+    """Nothing, if the network has that block; else a ValueError that says which it has."""
+    if not 0 <= layer < config.num_layers:
+        raise ValueError(f"layer is {layer}: layers 0 to {config.num_layers - 1} are there")
+
+
+def check_head(config: ModelConfig, layer: int, head: int) -> None:
+    """Nothing, if the network has that head; else a ValueError that says which it has."""
+    check_layer(config, layer)
+    if not 0 <= head < config.num_heads:
+        raise ValueError(f"head is {head}: heads 0 to {config.num_heads - 1} are there")
+
+
+def display(model: LanguageModel, token_ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """The tokens as a person should see them (␣ for a space)."""
+    return tuple(model.tokenizer.display(int(token)) for token in token_ids)
+
+
+def padded(
+    model: LanguageModel, token_ids: Int[np.ndarray, "seq"]
+) -> Int[Array | np.ndarray, "batch padded"]:
+    """One row, filled up on the right to its bucket, where causality hides it; on the mesh."""
+    room = bucket(len(token_ids), model.config.context) - len(token_ids)
+    rows = np.pad(token_ids, (0, room))[None]
+    return rows if model.mesh is None else sharding.put_batch(rows, model.mesh)
+
+
+def split(model: LanguageModel) -> tuple[Any, Any]:
+    """The network's graph (static under jit) and its weights."""
+    return nnx.split(model.network)
+
+
+def host(tree: Any) -> Any:
+    """The arrays of a tree as NumPy arrays in this process's memory."""
+    return jax.tree.map(distributed.gather, tree)
