@@ -52,10 +52,15 @@ function render({ model, el }) {
       settle();
       then(...answer);
     }, pane);
+    expect();
+  }
+  function expect() {
+    root.dataset.waiting = "true";
     later("slow", 5000, () => mail.waiting() && slow());
   }
   const settle = () => {
     if (!mail.waiting()) clearTimeout(timers.slow);
+    root.dataset.waiting = String(mail.waiting());
     if (status.dataset.slow) status.textContent = status.dataset.slow = "";
   };
   function slow() {
@@ -79,7 +84,7 @@ function render({ model, el }) {
   function hello() {
     busy(true);
     mail.ask({ op: "hello" }, "ufi", arrive, "run");
-    later("slow", 5000, () => mail.waiting() && slow());
+    expect();
   }
   function run(more = {}) {
     stale("");
@@ -222,7 +227,7 @@ function render({ model, el }) {
   const chosen = () => (state.selected.size
     ? [...state.selected].map((each) => each.split(".").map(Number)) : [[state.layer, state.head]]);
   let field = null; // {size, bytes [S, S], signed, scale}
-  function showMatrix() {
+  function showMatrix(quiet = false) {
     if (!ran) return;
     const list = chosen().map(([layer, head]) => [layer, head, state.of]);
     matrixTitle.textContent = list.length > 1
@@ -236,7 +241,7 @@ function render({ model, el }) {
       sinkText.textContent = signed ? "" : `The first token takes ${share(sinkShare(triangles, size))} on average.`;
       drawMatrix();
       showRow();
-      say();
+      if (quiet !== true) say();
     });
   }
   const tile = (p) => floor(((p + 1) * field.size - 1) / ran.tokens.length);
@@ -313,7 +318,7 @@ function render({ model, el }) {
       x.tell(message.chips.length ? `Switched off: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is switched off: as before.");
       if (thumbs.of.startsWith("after")) thumbs.of = "";
       showHeads();
-      showMatrix();
+      showMatrix(true);
       tabs.position();
     }
   }
@@ -390,9 +395,9 @@ function render({ model, el }) {
   const nextPane = nextTokens(make, { pick: (id) => x.pick(id) });
   const line = make("p", "gx-line");
   const panes = make("div", "gx-main",
-    make("section", "gx-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
+    make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
       make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several.")),
-    make("section", "gx-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
+    make("section", "gx-pane gx-matrix-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
       make.button("gx-small", "−", "zoom out", () => matrix.enlarge(0.5)), make.button("gx-small", "+", "zoom in around the crosshair", () => matrix.enlarge(2))),
     matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("gx-small", "MLP off", "l: this layer's MLP", mlp), make.button("gx-small", "Cut arrow", "x: the cell under the crosshair", cutArrow))),
     nextPane.node);
