@@ -83,13 +83,13 @@ function render({ model, el }) {
   }
   function hello() {
     busy(true);
-    mail.ask({ op: "hello" }, "ufi", arrive, "run");
+    mail.ask({ op: "hello" }, "uffif", arrive, "run");
     expect();
   }
   function run(more = {}) {
     stale("");
     busy(true);
-    mail.ask({ op: "run", prompt: prompt.value, ...more }, "ufi", arrive);
+    mail.ask({ op: "run", prompt: prompt.value, ...more }, "uffif", arrive);
   }
   function arrive(message, small, values, logprobs) {
     busy(false);
@@ -141,6 +141,7 @@ function render({ model, el }) {
     make, model, about, state, ask, run, learn, theme,
     get ran() { return ran; },
     name: (id) => names.get(id)?.[0] ?? `#${id}`,
+    text: (id) => names.get(id)?.[1] ?? x.name(id),
     token: (i) => ran?.tokens[i]?.[0] ?? "",
     label: (i) => `${ran.tokens[i][0]} ${i}`,
     colours: (both = false) => ({ lut: both ? lut(DIVERGING[theme()]) : lut(ramp(state.ramp, theme()), state.gamma), mask: pixel(MASK[theme()]), zero: both ? 128 : 0 }),
@@ -182,8 +183,9 @@ function render({ model, el }) {
       Object.assign(state, { query, key: min(key ?? state.key, query) });
       showRow();
       say();
+      if (from === "pointer") return; // pointing tells the kernel nothing
       later("keep", 400, keep);
-      if (moved && from !== "pointer") later("next", 60, x.position);
+      if (moved) later("next", 60, x.position);
     },
     position() {
       x.next();
@@ -312,7 +314,7 @@ function render({ model, el }) {
   function showNext(message, ids, before, after, b, logits, now) {
     learn(message.names);
     nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after,
-      rows: [...ids.subarray(0, 12)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
+      rows: [...ids.subarray(0, 10)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
     chipbar.show(message.interventions, message.chips, history.length);
     if (message.compiled !== undefined) {
       x.tell(message.chips.length ? `Switched off: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is switched off: as before.");
@@ -333,7 +335,7 @@ function render({ model, el }) {
   const note = make("p", "gx-note");
   note.hidden = true;
   const below = make("div", "gx-below");
-  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make("span", "gx-caption", about.title), make("span", "gx-space"),
+  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make("span", "gx-caption", `${about.title} ${about.name}: ${layers} layers of ${heads} heads`), make("span", "gx-space"),
     make.button("gx-small", "Code", "c", code), make.button("gx-small", "Pin", "p", pin), make.button("gx-small", "? Keys", "?", help));
   const prompt = make("textarea", "gx-prompt", { rows: 2, spellcheck: false, "aria-label": "Prompt" });
   prompt.value = model.get("prompt");

@@ -111,7 +111,7 @@ function comparePanel(x) {
     }
     x.ask({ op: "compare" }, "f", (message, moved, a, b, kl) => {
       text.textContent = message.sentence;
-      best.replaceChildren(make("span", "gx-caption", "heads moved most: "), ...message.top.map(([l, h, d]) =>
+      best.replaceChildren(make("span", "gx-caption", message.top.length ? "heads moved most: " : ""), ...message.top.map(([l, h, d]) =>
         make.button("gx-link", `${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h))));
       if (message.aligned) x.addScore({ name: "moved", label: "distance A to B", unit: "bits^½", values: moved, note: "Jensen-Shannon distance of the head's weights." });
       const cost = (all) => [...all].map((each) => -each);
@@ -124,6 +124,7 @@ function comparePanel(x) {
   function head() {
     if (!x.ran.compare) return;
     const sides = x.ran.compare.aligned ? SIDES : SIDES.slice(0, 2);
+    three.children[2].hidden = sides.length < 3;
     x.need(sides.map((of) => [state.layer, state.head, of]), () => sides.forEach((of, i) => {
       const { bytes, size, signed: both } = x.weights(state.layer, state.head, of);
       const tokens = of === "b" ? x.ran.compare.tokens : x.ran.tokens;
@@ -164,7 +165,7 @@ function generatePanel(x) {
   }
   function take(message) {
     x.learn(message.names);
-    text.textContent += message.ids.map(x.name).join("");
+    text.textContent += message.ids.map(x.text).join("");
     if (message.last) {
       show(false);
       x.hello();
@@ -182,7 +183,7 @@ function generatePanel(x) {
     Object.assign(slider, { min: String(min(x.ran.prompt_tokens, n) - 1), max: String(n - 1) });
     slider.value = String(state.query);
     slider.disabled = n <= x.ran.prompt_tokens;
-    if (!slider.disabled) text.textContent = x.ran.tokens.slice(x.ran.prompt_tokens).map((each) => each[0]).join("");
+    if (!slider.disabled) text.textContent = x.ran.tokens.slice(x.ran.prompt_tokens).map((each) => each[1] ?? each[0]).join("");
     tell();
   }
   return { name: "generate", title: "Generate", node, run };

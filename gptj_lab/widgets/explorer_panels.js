@@ -197,7 +197,7 @@ function attributionPanel(x) {
   function paint() {
     if (!got) return;
     const what = `'${x.name(got.token)}'${got.minus === null ? "" : ` − '${x.name(got.minus)}'`}`;
-    sum.textContent = `Σ of ${got.parts.length} parts = ${got.total.toFixed(4)}, logit of ${what} = ${got.logit.toFixed(4)}, difference ${got.gap.toExponential(1)} ${got.gap < 1e-3 ? "✓" : "✗"}. ${got.sentence ?? ""}`;
+    sum.textContent = `Σ of ${got.parts.length} parts = ${got.total.toFixed(4)}, logit of ${what} = ${got.logit.toFixed(4)}, difference ${got.gap.toExponential(1)} ${got.gap < 1e-3 ? "✓" : "✗"}.`;
     list.replaceChildren(...waterfall(got.parts, most).map((each) => bar(make, { name: each.name, from: each.left, to: each.right,
       value: signed(each.value, 3), kind: each.value < 0 ? "minus" : "plus", title: "choose this head", click: each.at && (() => x.choose(...each.at)) })));
   }
