@@ -48,9 +48,10 @@ function render({ model, el }) {
   });
   function ask(message, kinds, then, pane) {
     if (!ran) return;
-    mail.ask({ ...message, run: ran.run }, kinds, (...answer) => {
+    mail.ask({ ...message, run: ran.run }, kinds, (answer, ...arrays) => {
       settle();
-      then(...answer);
+      learn(answer.names);
+      then(answer, ...arrays);
     }, pane);
     expect();
   }
@@ -138,7 +139,7 @@ function render({ model, el }) {
 
   // --- What all panes use ---
   const x = {
-    make, model, about, state, ask, run, learn, theme,
+    make, model, about, state, ask, run, theme,
     get ran() { return ran; },
     name: (id) => names.get(id)?.[0] ?? `#${id}`,
     text: (id) => names.get(id)?.[1] ?? x.name(id),
@@ -312,7 +313,6 @@ function render({ model, el }) {
     }
   }
   function showNext(message, ids, before, after, b, logits, now) {
-    learn(message.names);
     nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after,
       rows: [...ids.subarray(0, 10)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
     chipbar.show(message.interventions, message.chips, history.length);
@@ -328,19 +328,19 @@ function render({ model, el }) {
   // --- The page ---
   const status = make("span", "gx-status");
   const told = make("span", "gptj-told", { role: "status" });
-  const again = make.button("gx-primary", "Run again", "", () => run());
+  const again = make.button("Run again", "", () => run(), "gx-primary");
   again.hidden = true;
   const alert = make("p", "gptj-alert", { role: "alert" });
   alert.hidden = true;
   const note = make("p", "gx-note");
   note.hidden = true;
   const below = make("div", "gx-below");
-  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make("span", "gx-caption", `${about.title} ${about.name}: ${layers} layers of ${heads} heads`), make("span", "gx-space"),
-    make.button("gx-small", "Code", "c", code), make.button("gx-small", "Pin", "p", pin), make.button("gx-small", "? Keys", "?", help));
+  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make.caption(`${about.title} ${about.name}: ${layers} layers of ${heads} heads`), make("span", "gx-space"),
+    make.button("Code", "c", code), make.button("Pin", "p", pin), make.button("? Keys", "?", help));
   const prompt = make("textarea", "gx-prompt", { rows: 2, spellcheck: false, "aria-label": "Prompt" });
   prompt.value = model.get("prompt");
   const counter = make("span", "gx-caption");
-  const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("gx-primary", "Run", "Ctrl+Enter", () => run()), again, counter, status));
+  const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("Run", "Ctrl+Enter", () => run(), "gx-primary"), again, counter, status));
   prompt.addEventListener("input", () => {
     state.fresh = true;
     if ((ran?.seconds ?? 9) < 1) later("edit", 350, () => prompt.value && run());
@@ -389,7 +389,7 @@ function render({ model, el }) {
   const gamma = make.input("γ", { type: "range", min: 0.3, max: 2.5, step: 0.1, value: state.gamma, title: "below 1 lifts what is small" },
     (value) => set("gamma", Number(value), all), "input");
   const hows = make.select("by", [["zero", "zero"], ["mean", "mean of the text"], ["freeze", "frozen pattern"]], state.how, (value) => set("how", value, () => {}));
-  const ablateButton = make.button("gx-small", "Switch head off", "a", () => chosen().forEach((each) => ablateHead(...each)));
+  const ablateButton = make.button("Switch head off", "a", () => chosen().forEach((each) => ablateHead(...each)));
   const mlp = () => x.toggle({ kind: "mlp", layer: state.layer, how: state.how === "mean" ? "mean" : "zero" });
   const cutArrow = () => x.toggle({ kind: "edge", layer: state.layer, head: state.head, query: state.query, key: state.key });
   const undo = () => history.length && x.intervene(history.pop(), false);
@@ -400,8 +400,8 @@ function render({ model, el }) {
     make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
       make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several.")),
     make("section", "gx-pane gx-matrix-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
-      make.button("gx-small", "−", "zoom out", () => matrix.enlarge(0.5)), make.button("gx-small", "+", "zoom in around the crosshair", () => matrix.enlarge(2))),
-    matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("gx-small", "MLP off", "l: this layer's MLP", mlp), make.button("gx-small", "Cut arrow", "x: the cell under the crosshair", cutArrow))),
+      make.button("−", "zoom out", () => matrix.enlarge(0.5)), make.button("+", "zoom in around the crosshair", () => matrix.enlarge(2))),
+    matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("MLP off", "l: this layer's MLP", mlp), make.button("Cut arrow", "x: the cell under the crosshair", cutArrow))),
     nextPane.node);
   const tabs = panels(x, [lensPanel, attributionPanel, patchPanel, comparePanel, generatePanel, specialPanel, tablePanel]);
   root.append(title, promptBox, alert, note, make("div", "gx-strip-head", stripTitle, reads, sink, sinkText), tokens.node, line, told, chipbar.node, panes, tabs.node, below);
@@ -421,7 +421,7 @@ function render({ model, el }) {
     show("Keys", make("dl", "gx-keys", ...KEYS.flatMap(([key, what]) => [make("dt", "", make("kbd", "", key)), make("dd", "", what)])));
   }
   function show(heading, ...content) {
-    const close = make.button("gx-small", "Close", "Escape", () => {
+    const close = make.button("Close", "Escape", () => {
       below.replaceChildren();
       heatmap.focus();
     });

@@ -74,8 +74,8 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
       cell.style.color = number && !off ? inkOn(shown.fill(head)) : "";
     });
-    best.replaceChildren(...(values ? [make("span", "gx-caption", `highest ${shown.score.label}: `), ...order(layers, heads, values, true).slice(0, 6).map((i) =>
-      make.button("gx-link", `${NAME(i, heads)} (${values[i].toFixed(2)})`, "choose this head", () => choose(floor(i / heads), i % heads)))] : []));
+    best.replaceChildren(...(values ? [make.caption(`highest ${shown.score.label}: `), ...order(layers, heads, values, true).slice(0, 6).map((i) =>
+      make.button(`${NAME(i, heads)} (${values[i].toFixed(2)})`, "choose this head", () => choose(floor(i / heads), i % heads), "gx-link"))] : []));
   }
   function paint() {
     if (!shown) return;

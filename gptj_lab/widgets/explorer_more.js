@@ -9,7 +9,7 @@ function secondPrompt(x) {
   if (about.compare === "model") return make("p", "gx-hint", `B is the model ${about.name_b}, on the same prompt.`);
   const input = make("textarea", "gx-prompt", { rows: 1, "aria-label": "Prompt B" });
   input.value = model.get("prompt_b") ?? "";
-  return make("div", "gx-b", make("span", "gx-caption", "Prompt B:"), input, make.button("gx-small", "Run A and B", "", () => x.run({ prompt_b: input.value })));
+  return make("div", "gx-b", make.caption("Prompt B:"), input, make.button("Run A and B", "", () => x.run({ prompt_b: input.value })));
 }
 
 function patchPanel(x) {
@@ -26,8 +26,8 @@ function patchPanel(x) {
     said.textContent = `layer ${r}, ${map.data.cols[c]}: ${signed(value, 3)}`;
     x.tell(said.textContent);
   } });
-  const go = make.button("gx-primary", "Start", "", () => (running ? stop() : start()));
-  const put = make.button("gx-small", "Put B's value into A here", "", () => {
+  const go = make.button("Start", "", () => (running ? stop() : start()), "gx-primary");
+  const put = make.button("Put B's value into A here", "", () => {
     const [layer, place] = map.at;
     x.toggle(job.what === "heads" ? { kind: "patch_head", layer, head: place, position: null } : { kind: "patch", site: job.what, layer, position: place });
   });
@@ -52,7 +52,6 @@ function patchPanel(x) {
   }
   function start() {
     x.ask({ op: "sweep", what, token: null, minus: null, position: x.ran.tokens.length - 1 }, "f", (message) => {
-      x.learn(message.names);
       job = { ...message, run: x.ran.run, cells: new Float32Array(message.shape[0] * message.shape[1]).fill(NaN) };
       running = true;
       go.textContent = "Stop";
@@ -111,8 +110,8 @@ function comparePanel(x) {
     }
     x.ask({ op: "compare" }, "f", (message, moved, a, b, kl) => {
       text.textContent = message.sentence;
-      best.replaceChildren(make("span", "gx-caption", message.top.length ? "heads moved most: " : ""), ...message.top.map(([l, h, d]) =>
-        make.button("gx-link", `${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h))));
+      best.replaceChildren(make.caption(message.top.length ? "heads moved most: " : ""), ...message.top.map(([l, h, d]) =>
+        make.button(`${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h), "gx-link")));
       if (message.aligned) x.addScore({ name: "moved", label: "distance A to B", unit: "bits^½", values: moved, note: "Jensen-Shannon distance of the head's weights." });
       const cost = (all) => [...all].map((each) => -each);
       const series = [{ name: "A", values: cost(a), style: 0 }, { name: "B", values: cost(b), style: 1 }];
@@ -147,7 +146,7 @@ function generatePanel(x) {
     tell();
   }, "input");
   const slider = scrub.input;
-  const go = make.button("gx-primary", "Continue the prompt", "", () => (running ? halt() : start()));
+  const go = make.button("Continue the prompt", "", () => (running ? halt() : start()), "gx-primary");
   const node = make("div", "", make("div", "gx-tools", count, heat_, seed, go), text,
     make("div", "gx-scrub", scrub), said);
   function show(on) {
@@ -164,7 +163,6 @@ function generatePanel(x) {
     x.ask({ op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, "f", take);
   }
   function take(message) {
-    x.learn(message.names);
     text.textContent += message.ids.map(x.text).join("");
     if (message.last) {
       show(false);
@@ -220,7 +218,6 @@ function specialPanel(x) {
   function circuit() {
     const { layer, head: h } = state;
     x.ask({ op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
-      x.learn(message.names);
       const top = max(peak(high), peak(low));
       const list = (heading, ids, values, color) => make("div", "", make("p", "gx-caption", heading), make("ul", "gx-next", ...[...ids].map((id, i) =>
         bar(make, { name: x.name(id), from: 0, to: abs(values[i]) / top, value: signed(values[i]), kind: color }))));
@@ -230,7 +227,6 @@ function specialPanel(x) {
   }
   function position() {
     x.ask({ op: "ledger", position: state.query, of: "a" }, "fif", (message, norms, ids) => {
-      x.learn(message.names);
       say[1].textContent = message.sentence;
       const promoted = (l, side) => [0, 1, 2].map((j) => x.name(ids[(l * 2 + side) * 3 + j])).join("  ");
       ledger.replaceChildren(table(make, `Norms at '${x.token(message.position)}', and the tokens that are promoted most`,

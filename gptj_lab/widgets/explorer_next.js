@@ -10,12 +10,12 @@ export function toggled(list, change) {
 
 export function chips(make, { change, undo }) {
   const list = make("ul", "gx-chips", { "aria-label": "What is switched off" });
-  const back = make.button("gx-small", "Undo", "u", undo);
-  const clear = make.button("gx-small", "Restore all", "", () => change([]));
-  const node = make("div", "gx-chipbar", make("span", "gx-caption", "Switched off:"), list, back, clear);
+  const back = make.button("Undo", "u", undo);
+  const clear = make.button("Restore all", "", () => change([]));
+  const node = make("div", "gx-chipbar", make.caption("Switched off:"), list, back, clear);
   function show(all, texts, undoable) {
-    list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button("gx-chip", `${texts[i]} ✕`, `restore ${texts[i]}`,
-      () => change(all.filter((other) => other !== each))))) : [make("li", "gx-hint", "nothing – choose a head and press a")]));
+    list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button(`${texts[i]} ✕`, `restore ${texts[i]}`,
+      () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press a")]));
     back.disabled = !undoable;
     clear.disabled = !all.length;
   }
@@ -38,7 +38,7 @@ export function nextTokens(make, { pick }) {
       return node;
     };
     list.replaceChildren(...rows.map(({ id, name, before, after, delta }) => make("li", "gx-next-row",
-      make.button("gx-link", name, `token ${id}: follow it through the layers`, () => pick(id)),
+      make.button(name, `token ${id}: follow it through the layers`, () => pick(id), "gx-link"),
       make("span", "gx-pair", fill(two ? "before" : "now", before), ...(two ? [fill("now", after)] : [])),
       make("span", "gx-number", share(two ? after : before)),
       ...(two ? [make("span", "gx-was", `was ${share(before)}, logit ${signed(delta)}`)] : []))));
