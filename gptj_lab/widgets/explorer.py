@@ -106,7 +106,8 @@ class Explorer(anywidget.AnyWidget):
             ValueError: a prompt that is empty or too long, or a NaN inside the model.
         """
         self._run(
-            self.prompt if prompt is None else prompt, self.prompt_b if prompt_b is None else prompt_b
+            self.prompt if prompt is None else prompt,
+            self.prompt_b if prompt_b is None else prompt_b,
         )
         self._changed()
 
@@ -169,10 +170,10 @@ class Explorer(anywidget.AnyWidget):
         Raises:
             ValueError: as `gptj_lab.lens.attribution.attribute`.
         """
-        reading = self._session.a
+        run = self._session.a
         if token is None:
-            token = int(reading.logits[position].argmax())
-        return attribution.attribute(self._session.model, reading.ids, token, minus, position)
+            token = int(run.logits[position].argmax())
+        return attribution.attribute(run.model, run.ids, token, minus, position, run.interventions)
 
     def sweep(
         self,

@@ -71,12 +71,13 @@ def pool(square: np.ndarray, size: int) -> np.ndarray:
         return square
     starts = bounds(side, size)
 
-    def largest(values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(np.maximum.reduceat(values, starts, -1), starts, -2)
+    def largest(values: np.ndarray) -> np.ndarray:  # whole rows first: they lie side by side
+        return np.maximum.reduceat(np.maximum.reduceat(values, starts, -2), starts, -1)
 
-    if np.issubdtype(square.dtype, np.unsignedinteger):
-        return largest(square)
-    above, below = largest(square), largest(-square)
+    above = largest(square)
+    if np.issubdtype(square.dtype, np.unsignedinteger) or square.min() >= 0:
+        return above
+    below = largest(-square)
     return np.where(below > above, -below, above)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from gptj_lab.lens.comparing import jensen_shannon_distance
 from gptj_lab.lens.interventions import bucket
 from gptj_lab.widgets import explorer_edits, explorer_encoding
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
-from gptj_lab.widgets.explorer_scores import SCORES, scores
+from gptj_lab.widgets.explorer_scores import scores
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -189,11 +189,15 @@ class Session:
     def _overview(self, of: Any) -> tuple[np.ndarray, np.ndarray]:
         if of not in self._overviews:
             small, told = [], []
-            ids = self.reading(of if of in RUNS else "a").ids
+            run = self.reading(of if of in RUNS else "a")
             for layer in range(self.model.config.num_layers):
                 matrix = self.matrix(layer, of)
                 small.append(explorer_encoding.pool(matrix, explorer_encoding.THUMBNAIL))
-                told.append(scores(matrix, ids) if of in RUNS else matrix[:0, 0, 0])
+                told.append(
+                    scores(matrix, run.ids, run.interventions.seq)
+                    if of in RUNS
+                    else matrix[:0, 0, 0]
+                )
             self._overviews[of] = np.stack(small), np.stack(told, 1)
         return self._overviews[of]
 
