@@ -59,7 +59,7 @@ def untriangle(flat: np.ndarray) -> np.ndarray:
 
 
 def bounds(tokens: int, size: int) -> list[int]:
-    """Where the tiles of a pooled matrix begin: tile i is floor(i T / S) to floor((i + 1) T / S)."""
+    """Where the tiles of a pooled matrix begin: tile i at floor(i T / S)."""
     side = min(tokens, size)
     return [i * tokens // side for i in range(side)]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gptj_lab.lens import attention
@@ -33,27 +31,18 @@ MOVED = Score("moved", "moved", "distance", "Jensen-Shannon distance of A's patt
 
 
 def scores(
-    pattern: Float[np.ndarray, "heads seq kv_seq"], ids: Int[np.ndarray, "seq"], length: int
-) -> Float[np.ndarray, "scores heads"]:
+    pattern: Float[Array, "heads seq kv_seq"],
+    ids: Int[Array, "seq"],
+    queries: Bool[Array, "seq"],
+) -> Float[Array, "scores heads"]:
     """SCORES of a layer's heads; NaN where the text has no token to say it of.
 
     Means over the queries after the first, which has nothing to choose; of duplicate and
     induction, over the queries whose token came before.
 
     Args:
-        length: what is filled up to, so that texts of a bucket share a program.
+        queries: which tokens are there; the others are padding.
     """
-    room = length - len(ids)
-    filled = np.pad(pattern, ((0, 0), (0, room), (0, room))) if room else pattern
-    return np.asarray(_scores(filled, np.pad(ids, (0, room)), np.arange(length) < len(ids)))
-
-
-@jax.jit
-def _scores(
-    pattern: Float[Array | np.ndarray, "heads seq kv_seq"],
-    ids: Int[Array | np.ndarray, "seq"],
-    queries: Bool[Array | np.ndarray, "seq"],
-) -> Float[Array, "scores heads"]:
     return jnp.stack(
         [
             attention.entropy(pattern, queries),
