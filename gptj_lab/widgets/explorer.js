@@ -21,10 +21,11 @@ function render({ model, el }) {
   const state = { ...STARTS, ...model.get("view"), layer: first.layer ?? 0, head: first.head ?? 0,
     query: first.query ?? null, key: first.key ?? null, selected: new Set() };
   state.of = first.of ?? state.of;
+  const cuts = () => model.get("interventions") ?? []; // what is switched off
   const history = [];
   let ran = null; // the run that is shown
-  let patterns = new Map(); // "of:layer" or "of:layer.head" → {size, signed, scale, first, heads: [bytes]}
-  let thumbs = null; // {of, size, bytes [L·H, S, S]}
+  let patterns = new Map(); // "of:layer.head" → {size, signed, scale, bytes: its triangle}
+  let thumbs = null; // {of, size, signed, all: [L·H] of [S, S]}
   let scores = []; // [{name, label, unit, values}]
   let own = []; // scores that panes add
   let timers = {};
@@ -47,14 +48,20 @@ function render({ model, el }) {
   });
   function ask(message, kinds, then, pane) {
     if (!ran) return;
-    mail.ask({ ...message, run: ran.run }, kinds, (...answer) => {
+    mail.ask({ ...message, run: ran.run }, kinds, (answer, ...arrays) => {
       settle();
-      then(...answer);
+      learn(answer.names);
+      then(answer, ...arrays);
     }, pane);
+    expect();
+  }
+  function expect() {
+    root.dataset.waiting = "true";
     later("slow", 5000, () => mail.waiting() && slow());
   }
   const settle = () => {
     if (!mail.waiting()) clearTimeout(timers.slow);
+    root.dataset.waiting = String(mail.waiting());
     if (status.dataset.slow) status.textContent = status.dataset.slow = "";
   };
   function slow() {
@@ -77,13 +84,13 @@ function render({ model, el }) {
   }
   function hello() {
     busy(true);
-    mail.ask({ op: "hello" }, "ufi", arrive, "run");
-    later("slow", 5000, () => mail.waiting() && slow());
+    mail.ask({ op: "hello" }, "uffif", arrive, "run");
+    expect();
   }
   function run(more = {}) {
     stale("");
     busy(true);
-    mail.ask({ op: "run", prompt: prompt.value, ...more }, "ufi", arrive);
+    mail.ask({ op: "run", prompt: prompt.value, ...more }, "uffif", arrive);
   }
   function arrive(message, small, values, logprobs) {
     busy(false);
@@ -94,7 +101,7 @@ function render({ model, el }) {
     patterns = new Map();
     own = [];
     learn(message.names);
-    thumbs = { of: "a", size: message.thumb, ...unpack(small, layers * heads, message.thumb) };
+    takeThumbs(message, small);
     takeScores(message.scores, values);
     const last = ran.tokens.length - 1;
     state.query = min(state.query ?? last, last);
@@ -106,17 +113,19 @@ function render({ model, el }) {
     note.hidden = !note.textContent;
     status.textContent = `${ran.tokens.length} tokens in ${message.seconds < 0.1 ? (1000 * message.seconds).toFixed(0) + " ms" : message.seconds.toFixed(2) + " s"}`;
     tokens.fill(ran.tokens.map((each) => each[0]), ran.ids);
-    for (const [value, option] of [...ofs.input.children].map((each) => [each.value, each])) {
-      option.disabled = (value.includes("b") && !ran.compare) || (value === "b-a" && !ran.compare?.aligned);
-    }
-    if (ran.compare === null && state.of.includes("b")) state.of = "a";
-    ofs.input.value = state.of;
-    chipbar.show(model.get("interventions") ?? [], history.length);
+    const there = Object.entries(OF).filter(([of]) => (of === "b-a" ? ran.compare?.aligned : of !== "b" || ran.compare));
+    if (!there.some(([of]) => of === state.of)) state.of = "a";
+    ofs.fill(there, state.of);
+    chipbar.show(message.interventions, message.chips, history.length);
     x.refresh();
     tabs.run();
   }
   const names = new Map();
   const learn = (more) => Object.entries(more ?? {}).forEach(([id, name]) => names.set(Number(id), name));
+  function takeThumbs({ of = "a", thumb: size, signed }, bytes) {
+    const long = (size * (size + 1)) / 2;
+    thumbs = { of, size, signed, all: times(layers * heads, (i) => square(bytes.subarray(i * long, (i + 1) * long), size)) };
+  }
   function takeScores(meta, values) {
     const each = layers * heads;
     scores = meta.map((one, i) => ({ ...one, values: values.subarray(i * each, (i + 1) * each) }));
@@ -130,12 +139,13 @@ function render({ model, el }) {
 
   // --- What all panes use ---
   const x = {
-    make, model, about, state, ask, run, root, learn, theme,
+    make, model, about, state, ask, run, theme,
     get ran() { return ran; },
     name: (id) => names.get(id)?.[0] ?? `#${id}`,
+    text: (id) => names.get(id)?.[1] ?? x.name(id),
     token: (i) => ran?.tokens[i]?.[0] ?? "",
     label: (i) => `${ran.tokens[i][0]} ${i}`,
-    colours: () => ({ ramp: lut(ramp(state.ramp, theme()), state.gamma), signed: lut(DIVERGING[theme()]), mask: pixel(MASK[theme()]) }),
+    colours: (both = false) => ({ lut: both ? lut(DIVERGING[theme()]) : lut(ramp(state.ramp, theme()), state.gamma), mask: pixel(MASK[theme()]), zero: both ? 128 : 0 }),
     tell(sentence) { // at once for the eye, when it rests for the ear
       line.textContent = sentence;
       later("told", 250, () => (told.textContent = sentence));
@@ -149,18 +159,17 @@ function render({ model, el }) {
       takeScores(message.scores, values);
       showHeads();
     }),
-    pick(id, name) {
+    pick(id) {
       if (!state.pins.includes(id)) state.pins = [...state.pins, id].slice(-5);
-      if (name) names.set(id, names.get(id) ?? [name, null]);
       save();
       tabs.open("lens");
     },
     intervene(list, back = true) {
-      if (back) history.push(model.get("interventions") ?? []);
+      if (back) history.push(cuts());
       for (const key of [...patterns.keys()]) if (key.startsWith("after")) patterns.delete(key);
       ask({ op: "intervene", interventions: list, position: state.query }, "if", showNext, "next");
     },
-    toggle: (change) => x.intervene(toggled(model.get("interventions") ?? [], { positions: null, ...change })),
+    toggle: (change) => x.intervene(toggled(cuts(), { positions: null, ...change })),
     next: () => ask({ op: "next", position: state.query }, "if", showNext),
     choose(layer, head) {
       Object.assign(state, { layer, head });
@@ -175,8 +184,9 @@ function render({ model, el }) {
       Object.assign(state, { query, key: min(key ?? state.key, query) });
       showRow();
       say();
+      if (from === "pointer") return; // pointing tells the kernel nothing
       later("keep", 400, keep);
-      if (moved && from !== "pointer") later("next", 60, x.position);
+      if (moved) later("next", 60, x.position);
     },
     position() {
       x.next();
@@ -188,10 +198,7 @@ function render({ model, el }) {
       showMatrix();
       x.next();
     },
-    open: (tab) => tabs.open(tab),
-    weights,
-    need,
-    again: () => hello(),
+    weights, need, hello,
     scores: () => [...scores, ...own],
   };
   const keep = () => {
@@ -205,56 +212,48 @@ function render({ model, el }) {
   };
 
   // --- Patterns ---
-  const slot = (layer, head, of = state.of) => (ran.mode === "layer" ? `${of}:${layer}` : `${of}:${layer}.${head}`);
-  function weights(layer, head, of = state.of) { // its triangle, or null as long as it isn't here
-    const found = patterns.get(slot(layer, head, of));
-    const bytes = found?.heads[head];
-    return bytes ? { ...found, bytes } : null;
+  function weights(layer, head, of = state.of) {
+    return patterns.get(`${of}:${layer}.${head}`);
   }
   function need(list, then) { // [[layer, head, of]], one request after the other
     const missing = list.find((each) => !weights(...each));
     if (!missing) return then();
     const [layer, head, of] = missing;
-    ask({ op: "pattern", layer, of, ...(ran.mode === "layer" ? {} : { head }) }, "u", (message, bytes) => {
-      const key = slot(layer, head, of);
-      const long = bytes.length / message.heads;
-      const found = patterns.get(key) ?? { size: message.size, signed: message.signed, scale: message.scale, heads: [] };
-      for (let h = 0; h < message.heads; h++) found.heads[message.first + h] = bytes.subarray(h * long, (h + 1) * long);
-      patterns.set(key, found);
-      if (patterns.size > 40) patterns.delete(patterns.keys().next().value);
+    ask({ op: "pattern", layer, of, ...(ran.mode === "layer" ? {} : { head }) }, "u", (message, all) => {
+      const { first, heads: count, size, signed, scale } = message;
+      const long = all.length / count;
+      for (let h = 0; h < count; h++) patterns.set(`${of}:${layer}.${first + h}`, { size, signed, scale, bytes: all.subarray(h * long, (h + 1) * long) });
+      while (patterns.size > 640) patterns.delete(patterns.keys().next().value);
       if (!(message.parts > message.part + 1)) need(list, then);
     });
   }
   const chosen = () => (state.selected.size
     ? [...state.selected].map((each) => each.split(".").map(Number)) : [[state.layer, state.head]]);
   let field = null; // {size, bytes [S, S], signed, scale}
-  function showMatrix() {
+  function showMatrix(quiet = false) {
     if (!ran) return;
     const list = chosen().map(([layer, head]) => [layer, head, state.of]);
     matrixTitle.textContent = list.length > 1
       ? `${state.reduce === "max" ? "Maximum" : "Mean"} of ${list.length} heads` : `Layer ${state.layer}, head ${state.head}`;
-    const [layer, head] = chosen()[0];
-    const off = (model.get("interventions") ?? []).some((each) => each.kind === "head" && each.layer === layer && each.head === head);
-    ablateButton.textContent = off ? "Restore head" : "Switch head off";
+    ablateButton.textContent = ablated().has(list[0].slice(0, 2).join(".")) ? "Restore head" : "Switch head off";
     need(list, () => {
       const all = list.map((each) => weights(...each));
-      const { size, signed, scale } = all[0];
-      const bytes = signed ? square(all[0].bytes, size) : combine(all.map((each) => each.bytes), size, state);
-      field = { size, bytes, signed, scale };
-      sinkText.textContent = signed ? "" : `The first token takes ${share(sinkShare(all.map((each) => each.bytes), size))} on average.`;
+      const { size, signed } = all[0];
+      const triangles = all.map((each) => each.bytes);
+      field = { ...all[0], bytes: signed ? square(triangles[0], size) : combine(triangles, size, state) };
+      sinkText.textContent = signed ? "" : `The first token takes ${share(sinkShare(triangles, size))} on average.`;
       drawMatrix();
       showRow();
-      say();
+      if (quiet !== true) say();
     });
   }
   const tile = (p) => floor(((p + 1) * field.size - 1) / ran.tokens.length);
   const spot = (i) => floor((i * ran.tokens.length) / field.size);
   function drawMatrix() {
     const { size, bytes, signed } = field;
-    const { ramp: strong, signed: both, mask } = x.colours();
     const axis = times(size, (i) => x.label(spot(i)));
     const skip = state.sink && !signed ? 1 : 0;
-    matrix.show({ rows: axis, cols: axis, lut: signed ? both : strong, mask, zero: signed ? 128 : 0, last: (r) => r,
+    matrix.show({ rows: axis, cols: axis, last: (r) => r, ...x.colours(signed),
       q: (r, c) => (c > r || r < skip || c < skip ? -1 : bytes[r * size + c]),
       text: (r, c) => (signed ? "" : (100 * weight(bytes[r * size + c])).toFixed(0)) }, [tile(state.query), tile(min(state.key, state.query))]);
   }
@@ -276,7 +275,7 @@ function render({ model, el }) {
       return field.signed ? (abs(p) < 0.005 ? "" : signed(100 * p, 0)) : p < 0.005 ? "" : (100 * p).toFixed(0);
     });
     tokens.choose(query);
-    tokens.paint(numbers, texts, field.signed ? x.colours().signed : x.colours().ramp, key);
+    tokens.paint(numbers, texts, x.colours(field.signed).lut, key);
     stripTitle.textContent = `${state.reads ? "What" : "Who reads"} ${x.token(query)} ${query}${state.reads ? " reads" : ""}, in %`;
   }
   function say(exact) {
@@ -296,45 +295,32 @@ function render({ model, el }) {
   }
 
   // --- Heads ---
+  const ablated = () => new Set(cuts().filter((each) => each.kind === "head").map((each) => `${each.layer}.${each.head}`));
   function showHeads(only = false) {
     if (!ran) return;
-    const off = new Set((model.get("interventions") ?? []).filter((each) => each.kind === "head").map((each) => `${each.layer}.${each.head}`));
-    const marks = { chosen: [state.layer, state.head], selected: state.selected, ablated: off };
+    const marks = { chosen: [state.layer, state.head], selected: state.selected, ablated: ablated() };
     if (only) return heatmap.mark(marks);
     const score = x.scores().find((each) => each.name === state.score);
-    const { ramp: strong, signed: both, mask } = x.colours();
-    const finite = score ? [...score.values].filter(isFinite) : [];
-    const low = min(0, ...finite);
-    const high = max(...finite.map(abs), 1e-9);
-    const anchors = score && low < 0 ? DIVERGING[theme()] : ramp(state.ramp, theme());
-    const fill = (i) => (isFinite(score.values[i])
-      ? mix(anchors, low < 0 ? 0.5 + score.values[i] / high / 2 : (score.values[i] / high) ** state.gamma) : channels(MASK[theme()]));
-    scoreNote.textContent = score ? `${score.note ?? ""} ${score.unit ? `(${score.unit})` : ""}` : "";
-    const draw = () => heatmap.show({ thumbs: thumbs.bytes, size: thumbs.size, lut: thumbs.signed ? both : strong, mask,
-      scores: score?.values ?? null, fill, name: score?.label ?? "", sorted: state.sorted && Boolean(score), ...marks });
+    scoreNote.textContent = score ? `${score.note ?? ""} ${score.unit && `(${score.unit})`}` : "";
+    const draw = () => heatmap.show({ thumbs, score, ...x.colours(thumbs.signed), tables: [x.colours().lut, x.colours(true).lut], sorted: state.sorted && Boolean(score), ...marks });
     draw();
     if (thumbs.of !== state.of) {
       const { of } = state;
       ask({ op: "thumbs", of }, "u", (message, bytes) => {
-        thumbs = { of, size: message.thumb, signed: message.signed, ...unpack(bytes, layers * heads, message.thumb) };
+        takeThumbs(message, bytes);
         draw();
       });
     }
   }
   function showNext(message, ids, before, after, b, logits, now) {
-    learn(message.names);
-    const rows = [...ids.keys()].slice(0, 12);
-    const on = message.kl.after !== null;
-    nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after ?? 0,
-      ids: rows.map((i) => ids[i]), names: rows.map((i) => x.name(ids[i])), before: rows.map((i) => before[i]),
-      after: on ? rows.map((i) => after[i]) : null, delta: on ? rows.map((i) => now[i] - logits[i]) : null });
-    chipbar.show(message.interventions, history.length);
-    x.off = message.interventions;
+    nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after,
+      rows: [...ids.subarray(0, 10)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
+    chipbar.show(message.interventions, message.chips, history.length);
     if (message.compiled !== undefined) {
-      x.tell(message.chips.length ? `Switched off: ${message.chips.join(", ")}. KL ${(message.kl.after ?? 0).toFixed(4)} nats.` : "Nothing is switched off: as before.");
+      x.tell(message.chips.length ? `Switched off: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is switched off: as before.");
       if (thumbs.of.startsWith("after")) thumbs.of = "";
       showHeads();
-      showMatrix();
+      showMatrix(true);
       tabs.position();
     }
   }
@@ -342,21 +328,20 @@ function render({ model, el }) {
   // --- The page ---
   const status = make("span", "gx-status");
   const told = make("span", "gptj-told", { role: "status" });
-  const again = make.button("gx-primary", "Run again", "", () => run());
+  const again = make.button("Run again", "", () => run(), "gx-primary");
   again.hidden = true;
   const alert = make("p", "gptj-alert", { role: "alert" });
   alert.hidden = true;
   const note = make("p", "gx-note");
   note.hidden = true;
   const below = make("div", "gx-below");
-  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make("span", "gx-caption", about.title), make("span", "gx-space"),
-    make.button("gx-small", "Code", "c", code), make.button("gx-small", "Pin", "p", pin), make.button("gx-small", "? Keys", "?", help));
+  const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make.caption(`${about.title} ${about.name}: ${layers} layers of ${heads} heads`), make("span", "gx-space"),
+    make.button("Code", "c", code), make.button("Pin", "p", pin), make.button("? Keys", "?", help));
   const prompt = make("textarea", "gx-prompt", { rows: 2, spellcheck: false, "aria-label": "Prompt" });
   prompt.value = model.get("prompt");
   const counter = make("span", "gx-caption");
-  const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("gx-primary", "Run", "Ctrl+Enter", () => run()), again, counter, status));
+  const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("Run", "Ctrl+Enter", () => run(), "gx-primary"), again, counter, status));
   prompt.addEventListener("input", () => {
-    root.dataset.old = "true";
     state.fresh = true;
     if ((ran?.seconds ?? 9) < 1) later("edit", 350, () => prompt.value && run());
   });
@@ -404,19 +389,19 @@ function render({ model, el }) {
   const gamma = make.input("γ", { type: "range", min: 0.3, max: 2.5, step: 0.1, value: state.gamma, title: "below 1 lifts what is small" },
     (value) => set("gamma", Number(value), all), "input");
   const hows = make.select("by", [["zero", "zero"], ["mean", "mean of the text"], ["freeze", "frozen pattern"]], state.how, (value) => set("how", value, () => {}));
-  const ablateButton = make.button("gx-small", "Switch head off", "a", () => chosen().forEach((each) => ablateHead(...each)));
+  const ablateButton = make.button("Switch head off", "a", () => chosen().forEach((each) => ablateHead(...each)));
   const mlp = () => x.toggle({ kind: "mlp", layer: state.layer, how: state.how === "mean" ? "mean" : "zero" });
   const cutArrow = () => x.toggle({ kind: "edge", layer: state.layer, head: state.head, query: state.query, key: state.key });
   const undo = () => history.length && x.intervene(history.pop(), false);
   const chipbar = chips(make, { change: (list) => x.intervene(list), undo });
-  const nextPane = nextTokens(make, { pick: (id, name) => x.pick(id, name) });
+  const nextPane = nextTokens(make, { pick: (id) => x.pick(id) });
   const line = make("p", "gx-line");
   const panes = make("div", "gx-main",
-    make("section", "gx-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
+    make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
       make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several.")),
-    make("section", "gx-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
-      make.button("gx-small", "−", "zoom out", () => matrix.enlarge(0.5)), make.button("gx-small", "+", "zoom in around the crosshair", () => matrix.enlarge(2))),
-    matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("gx-small", "MLP off", "l: this layer's MLP", mlp), make.button("gx-small", "Cut arrow", "x: the cell under the crosshair", cutArrow))),
+    make("section", "gx-pane gx-matrix-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
+      make.button("−", "zoom out", () => matrix.enlarge(0.5)), make.button("+", "zoom in around the crosshair", () => matrix.enlarge(2))),
+    matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("MLP off", "l: this layer's MLP", mlp), make.button("Cut arrow", "x: the cell under the crosshair", cutArrow))),
     nextPane.node);
   const tabs = panels(x, [lensPanel, attributionPanel, patchPanel, comparePanel, generatePanel, specialPanel, tablePanel]);
   root.append(title, promptBox, alert, note, make("div", "gx-strip-head", stripTitle, reads, sink, sinkText), tokens.node, line, told, chipbar.node, panes, tabs.node, below);
@@ -436,7 +421,7 @@ function render({ model, el }) {
     show("Keys", make("dl", "gx-keys", ...KEYS.flatMap(([key, what]) => [make("dt", "", make("kbd", "", key)), make("dd", "", what)])));
   }
   function show(heading, ...content) {
-    const close = make.button("gx-small", "Close", "Escape", () => {
+    const close = make.button("Close", "Escape", () => {
       below.replaceChildren();
       heatmap.focus();
     });
@@ -500,13 +485,6 @@ export function square(bytes, size) {
   const whole = new Uint8Array(size * size);
   for (let r = 0, at = 0; r < size; r++) for (let c = 0; c <= r; c++) whole[r * size + c] = bytes[at++];
   return whole;
-}
-
-function unpack(bytes, count, size) {
-  const long = (size * (size + 1)) / 2;
-  const whole = new Uint8Array(count * size * size);
-  for (let i = 0; i < count; i++) whole.set(square(bytes.subarray(i * long, (i + 1) * long), size), i * size * size);
-  return { bytes: whole };
 }
 
 export default { render };

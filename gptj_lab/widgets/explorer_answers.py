@@ -201,7 +201,9 @@ def _lens_of(session: Session, asked: Message) -> Iterator[Answer]:
 
 def _attribution(session: Session, asked: Message) -> Iterator[Answer]:
     reading, position, token, minus = _question(session, asked)
-    found = attribution.attribute(reading.model, reading.ids, token, minus, position)
+    found = attribution.attribute(
+        reading.model, reading.ids, token, minus, position, reading.interventions
+    )
     others = {"embed": found.embed}
     others |= {name: value for name, value in found.parts.items() if name.endswith("bias")}
     if found.position_embed:
@@ -220,6 +222,8 @@ def _attribution(session: Session, asked: Message) -> Iterator[Answer]:
 
 
 def _gradient(session: Session, asked: Message) -> Iterator[Answer]:
+    if asked.get("of") == "after":
+        raise ValueError("gradients are of a run without interventions: choose A or B")
     reading, position, token, minus = _question(session, asked)
     method = asked.get("method", "gradient_x_input")
     if method not in ("gradient_x_input", "integrated"):
@@ -323,12 +327,12 @@ def _circuit(session: Session, asked: Message) -> Iterator[Answer]:
 def _question(session: Session, asked: Message):
     """The run, the position, the token asked about and the one that is subtracted."""
     of, vocab = asked.get("of", "a"), session.model.config.vocab_size
-    if of == "after":
-        raise ValueError("attribution is of a run without interventions: choose A or B")
     reading = session.reading(of)
     position = index("position", asked.get("position"), len(reading))
     token, minus = asked.get("token"), asked.get("minus")
-    token = int(reading.logits[position].argmax()) if token is None else index("token", token, vocab)
+    token = (
+        int(reading.logits[position].argmax()) if token is None else index("token", token, vocab)
+    )
     minus = None if minus is None else index("minus", minus, vocab)
     return reading, position, token, minus
 

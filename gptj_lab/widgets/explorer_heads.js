@@ -37,17 +37,25 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       return act;
     });
 
-  // {thumbs [L·H, S, S], size, lut, mask, scores or null, sign, name, sorted, chosen, selected, ablated, failed}
+  // {thumbs, score or undefined, colours, gamma, sorted, chosen, selected, ablated}
   function show(next) {
-    const again = !cells.length || shown?.sorted !== next.sorted;
+    const again = !cells.length || shown.sorted !== next.sorted;
     shown = next;
+    const values = shown.score?.values;
+    standing = order(layers, heads, values, shown.sorted);
     if (again) build();
-    standing = order(layers, heads, shown.scores, shown.sorted);
+    if (values) {
+      const finite = [...values].filter(isFinite);
+      const both = min(...finite) < 0;
+      const high = max(...finite.map(abs), 1e-9);
+      const table = shown.tables[both ? 1 : 0];
+      shown.fill = (i) => parts(isFinite(values[i]) ? table[round(255 * (both ? 0.5 + values[i] / high / 2 : values[i] / high))] : shown.mask);
+    }
     paint();
     mark(shown);
   }
   function mark({ chosen, selected, ablated }) {
-    Object.assign(shown, { chosen, selected, ablated });
+    const values = shown.score?.values;
     keys.choose(standing.indexOf(chosen[0] * heads + chosen[1]));
     standing.forEach((head, i) => {
       const cell = cells[i];
@@ -57,21 +65,17 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       cell.setAttribute("aria-selected", String(on || selected.has(name)));
       cell.dataset.on = String(on);
       cell.dataset.off = String(off);
-      const value = shown.scores ? `, ${shown.name} ${shown.scores[head].toFixed(3)}` : "";
+      const value = values ? `, ${shown.score.label} ${values[head].toFixed(3)}` : "";
       const text = `layer ${floor(head / heads)} head ${head % heads}${value}${off ? ", ablated" : ""}`;
       cell.setAttribute("aria-label", text);
       cell.title = text;
       cell.dataset.head = name;
-      const number = shown.scores && shown.cell >= 30 ? shown.scores[head].toFixed(2).replace("0.", ".") : "";
+      const number = values && shown.cell >= 30 && isFinite(values[head]) ? values[head].toFixed(2).replace("0.", ".") : "";
       cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
-      cell.style.color = shown.scores && shown.cell >= 30 && !off ? inkOn(shown.fill(head)) : "";
+      cell.style.color = number && !off ? inkOn(shown.fill(head)) : "";
     });
-    if (shown.scores) {
-      const top = order(layers, heads, shown.scores, true).slice(0, 6);
-      best.replaceChildren(make("span", "gx-caption", `highest ${shown.name}: `), ...top.map((i) =>
-        make.button("gx-link", `${NAME(i, heads)} (${shown.scores[i].toFixed(2)})`, "choose this head",
-          () => choose(floor(i / heads), i % heads))));
-    } else best.replaceChildren();
+    best.replaceChildren(...(values ? [make.caption(`highest ${shown.score.label}: `), ...order(layers, heads, values, true).slice(0, 6).map((i) =>
+      make.button(`${NAME(i, heads)} (${values[i].toFixed(2)})`, "choose this head", () => choose(floor(i / heads), i % heads), "gx-link"))] : []));
   }
   function paint() {
     if (!shown) return;
@@ -89,7 +93,7 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     canvas.style.height = `${h}px`;
     const pen = canvas.getContext("2d");
     pen.scale(dense, dense);
-    const { thumbs, size, lut, mask, scores } = shown;
+    const { thumbs: { all, size }, lut, mask } = shown;
     const small = make("canvas");
     small.width = small.height = size;
     const brush = small.getContext("2d");
@@ -97,14 +101,12 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     const pixels = new Uint32Array(image.data.buffer);
     standing.forEach((head, i) => {
       const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
-      if (scores) {
+      if (shown.fill) {
         pen.fillStyle = css(shown.fill(head));
         pen.fillRect(x, y, cell, cell);
         return;
       }
-      for (let r = 0, at = head * size * size; r < size; r++) {
-        for (let c = 0; c < size; c++, at++) pixels[r * size + c] = c > r ? mask : lut[thumbs[at]];
-      }
+      for (let at = 0; at < pixels.length; at++) pixels[at] = at % size > floor(at / size) ? mask : lut[all[head][at]];
       brush.putImageData(image, 0, 0);
       pen.drawImage(small, x, y, cell, cell);
     });

@@ -1,7 +1,7 @@
 // A heat map on two canvases: cells below, crosshair above, so that pointing paints no cell again.
 
 // Where the cells lie: gutters for the names, then cells of equal size.
-export function layout(width, rows, cols, { square = true, left = 84, top = 74, height = 420, most = 46 } = {}) {
+export function layout(width, rows, cols, { square = true, left = 84, top = 88, height = 420, most = 46 } = {}) {
   const w = min(most, (width - left - 6) / cols);
   const h = square ? w : min(most * 0.55, max(6, (height - top) / rows));
   return { left, top, w, h, width: left + w * cols + 4, height: top + h * rows + 4 };

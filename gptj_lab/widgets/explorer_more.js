@@ -9,7 +9,7 @@ function secondPrompt(x) {
   if (about.compare === "model") return make("p", "gx-hint", `B is the model ${about.name_b}, on the same prompt.`);
   const input = make("textarea", "gx-prompt", { rows: 1, "aria-label": "Prompt B" });
   input.value = model.get("prompt_b") ?? "";
-  return make("div", "gx-b", make("span", "gx-caption", "Prompt B:"), input, make.button("gx-small", "Run A and B", "", () => x.run({ prompt_b: input.value })));
+  return make("div", "gx-b", make.caption("Prompt B:"), input, make.button("Run A and B", "", () => x.run({ prompt_b: input.value })));
 }
 
 function patchPanel(x) {
@@ -26,8 +26,8 @@ function patchPanel(x) {
     said.textContent = `layer ${r}, ${map.data.cols[c]}: ${signed(value, 3)}`;
     x.tell(said.textContent);
   } });
-  const go = make.button("gx-primary", "Start", "", () => (running ? stop() : start()));
-  const put = make.button("gx-small", "Put B's value into A here", "", () => {
+  const go = make.button("Start", "", () => (running ? stop() : start()), "gx-primary");
+  const put = make.button("Put B's value into A here", "", () => {
     const [layer, place] = map.at;
     x.toggle(job.what === "heads" ? { kind: "patch_head", layer, head: place, position: null } : { kind: "patch", site: job.what, layer, position: place });
   });
@@ -52,7 +52,6 @@ function patchPanel(x) {
   }
   function start() {
     x.ask({ op: "sweep", what, token: null, minus: null, position: x.ran.tokens.length - 1 }, "f", (message) => {
-      x.learn(message.names);
       job = { ...message, run: x.ran.run, cells: new Float32Array(message.shape[0] * message.shape[1]).fill(NaN) };
       running = true;
       go.textContent = "Stop";
@@ -82,7 +81,7 @@ function patchPanel(x) {
     const most = job.what.startsWith("ablate") ? peak(job.cells) : max(1, peak(job.cells));
     const [rows, columns] = job.shape;
     map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
-      lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
+      ...x.colours(true), flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
   }
   return { name: "patch", title: "Patching", node, run, size: () => map.paint() };
 }
@@ -111,8 +110,8 @@ function comparePanel(x) {
     }
     x.ask({ op: "compare" }, "f", (message, moved, a, b, kl) => {
       text.textContent = message.sentence;
-      best.replaceChildren(make("span", "gx-caption", "heads moved most: "), ...message.top.map(([l, h, d]) =>
-        make.button("gx-link", `${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h))));
+      best.replaceChildren(make.caption(message.top.length ? "heads moved most: " : ""), ...message.top.map(([l, h, d]) =>
+        make.button(`${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h), "gx-link")));
       if (message.aligned) x.addScore({ name: "moved", label: "distance A to B", unit: "bits^½", values: moved, note: "Jensen-Shannon distance of the head's weights." });
       const cost = (all) => [...all].map((each) => -each);
       const series = [{ name: "A", values: cost(a), style: 0 }, { name: "B", values: cost(b), style: 1 }];
@@ -124,12 +123,12 @@ function comparePanel(x) {
   function head() {
     if (!x.ran.compare) return;
     const sides = x.ran.compare.aligned ? SIDES : SIDES.slice(0, 2);
+    three.children[2].hidden = sides.length < 3;
     x.need(sides.map((of) => [state.layer, state.head, of]), () => sides.forEach((of, i) => {
       const { bytes, size, signed: both } = x.weights(state.layer, state.head, of);
       const tokens = of === "b" ? x.ran.compare.tokens : x.ran.tokens;
       const names = times(size, (j) => tokens[floor((j * tokens.length) / size)]?.[0] ?? "");
-      const { ramp: strong, signed: scale, mask } = x.colours();
-      maps[i].show({ rows: names, cols: names, lut: both ? scale : strong, mask, zero: both ? 128 : 0, last: (r) => r, q: (r, c) => (c > r ? -1 : bytes[triangle(r, c)]) });
+      maps[i].show({ rows: names, cols: names, ...x.colours(both), last: (r) => r, q: (r, c) => (c > r ? -1 : bytes[triangle(r, c)]) });
     }));
   }
   return { name: "compare", title: "Compare A | B", node, run, head, size: () => maps.forEach((each) => each.paint()) };
@@ -147,7 +146,7 @@ function generatePanel(x) {
     tell();
   }, "input");
   const slider = scrub.input;
-  const go = make.button("gx-primary", "Continue the prompt", "", () => (running ? halt() : start()));
+  const go = make.button("Continue the prompt", "", () => (running ? halt() : start()), "gx-primary");
   const node = make("div", "", make("div", "gx-tools", count, heat_, seed, go), text,
     make("div", "gx-scrub", scrub), said);
   function show(on) {
@@ -164,11 +163,10 @@ function generatePanel(x) {
     x.ask({ op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, "f", take);
   }
   function take(message) {
-    x.learn(message.names);
-    text.textContent += message.ids.map(x.name).join("");
+    text.textContent += message.ids.map(x.text).join("");
     if (message.last) {
       show(false);
-      x.again();
+      x.hello();
     } else if (running) x.ask({ op: "generate_next" }, "f", take, "generate");
   }
   function tell() {
@@ -183,7 +181,7 @@ function generatePanel(x) {
     Object.assign(slider, { min: String(min(x.ran.prompt_tokens, n) - 1), max: String(n - 1) });
     slider.value = String(state.query);
     slider.disabled = n <= x.ran.prompt_tokens;
-    if (!slider.disabled) text.textContent = x.ran.tokens.slice(x.ran.prompt_tokens).map((each) => each[0]).join("");
+    if (!slider.disabled) text.textContent = x.ran.tokens.slice(x.ran.prompt_tokens).map((each) => each[1] ?? each[0]).join("");
     tell();
   }
   return { name: "generate", title: "Generate", node, run };
@@ -211,7 +209,7 @@ function specialPanel(x) {
         const most = peak(values);
         say[0].textContent = message.sentence;
         wheel.show({ rows: [...[...waves].map((each) => `turn in ${each < 100 ? each.toFixed(1) : each.toFixed(0)}`), "no position"], cols: times(columns, (i) => String(i)), values,
-          lut: x.colours().signed, mask: x.colours().mask, zero: 128, flat: true, q: (r, c) => around(values[r * columns + c], most), text: (r, c) => signed(values[r * columns + c], 1) });
+          ...x.colours(true), flat: true, q: (r, c) => around(values[r * columns + c], most), text: (r, c) => signed(values[r * columns + c], 1) });
       });
     } else say[0].textContent = "This network has learned position vectors, no rotary ones.";
     wheel.node.hidden = !about.rotary;
@@ -220,7 +218,6 @@ function specialPanel(x) {
   function circuit() {
     const { layer, head: h } = state;
     x.ask({ op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
-      x.learn(message.names);
       const top = max(peak(high), peak(low));
       const list = (heading, ids, values, color) => make("div", "", make("p", "gx-caption", heading), make("ul", "gx-next", ...[...ids].map((id, i) =>
         bar(make, { name: x.name(id), from: 0, to: abs(values[i]) / top, value: signed(values[i]), kind: color }))));
@@ -230,7 +227,6 @@ function specialPanel(x) {
   }
   function position() {
     x.ask({ op: "ledger", position: state.query, of: "a" }, "fif", (message, norms, ids) => {
-      x.learn(message.names);
       say[1].textContent = message.sentence;
       const promoted = (l, side) => [0, 1, 2].map((j) => x.name(ids[(l * 2 + side) * 3 + j])).join("  ");
       ledger.replaceChildren(table(make, `Norms at '${x.token(message.position)}', and the tokens that are promoted most`,

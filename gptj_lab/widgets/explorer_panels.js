@@ -29,7 +29,6 @@ function tokenBox(x, caption, change) {
   return x.make.input(caption, { placeholder: "likeliest" }, (text) => {
     if (!text) return change(null);
     x.ask({ op: "token", text }, "u", (message) => {
-      x.learn(message.names);
       if (message.note) x.tell(message.note);
       change(message.ids[0]);
     }, caption);
@@ -103,7 +102,6 @@ function lensPanel(x) {
     const stop = min(n, max(WIDE, state.query + 3));
     const start = max(0, stop - WIDE);
     x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
-      x.learn(message.names);
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
       row = min(row, message.rows.length - 1);
       paint();
@@ -138,15 +136,14 @@ function lensPanel(x) {
   function follow() {
     if (!state.pins.length) return void plots.replaceChildren(make("p", "gx-hint", "Choose a token in a list, or type one, to follow it over the layers."));
     x.ask({ op: "lens_of", of: of(), kind, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
-      x.learn(message.names);
       const count = message.rows.length;
       const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
       const caption = `after '${x.token(message.position)}'`;
-      const unpin = message.ids.map((id, i) => make.button("gx-chip", `${LINES[i].mark} ${x.name(id)} ✕`, "no longer follow", () => {
+      const unpin = message.ids.map((id, i) => make.button(`${LINES[i].mark} ${x.name(id)} ✕`, "no longer follow", () => {
         state.pins = state.pins.filter((each) => each !== id);
         follow();
-      }));
-      plots.replaceChildren(make("div", "gx-tools", make("span", "gx-caption", "followed:"), ...unpin),
+      }, "gx-chip"));
+      plots.replaceChildren(make("div", "gx-tools", make.caption("followed:"), ...unpin),
         lines(make, { series: series(logprobs, exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
         lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
     });
@@ -179,13 +176,12 @@ function attributionPanel(x) {
   const node = make("div", "", make("div", "gx-tools", tokenBox(x, "logit of", (id) => { token = id; run(); }),
     tokenBox(x, "minus logit of", (id) => { minus = id; run(); }),
     make.select("parts", [["16", "16 largest"], ["40", "40 largest"], ["9999", "all"]], "16", (value) => { most = Number(value); paint(); }),
-    make.button("gx-small", "Input gradient", "gradient × input of every token", () => gradient("gradient_x_input")),
-    make.button("gx-small", "Integrated gradients", "", () => gradient("integrated"))), sum, list, inputs);
+    make.button("Input gradient", "gradient × input of every token", () => gradient("gradient_x_input")),
+    make.button("Integrated gradients", "", () => gradient("integrated"))), sum, list, inputs);
   function run() {
     if (!x.ran) return;
     inputs.replaceChildren();
     x.ask({ op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
-      x.learn(message.names);
       got = { ...message, parts: [
         ...[...heads].map((value, i) => ({ name: `head ${floor(i / about.heads)}.${i % about.heads}`, value, at: [floor(i / about.heads), i % about.heads] })),
         ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
@@ -197,7 +193,7 @@ function attributionPanel(x) {
   function paint() {
     if (!got) return;
     const what = `'${x.name(got.token)}'${got.minus === null ? "" : ` − '${x.name(got.minus)}'`}`;
-    sum.textContent = `Σ of ${got.parts.length} parts = ${got.total.toFixed(4)}, logit of ${what} = ${got.logit.toFixed(4)}, difference ${got.gap.toExponential(1)} ${got.gap < 1e-3 ? "✓" : "✗"}. ${got.sentence ?? ""}`;
+    sum.textContent = `Σ of ${got.parts.length} parts = ${got.total.toFixed(4)}, logit of ${what} = ${got.logit.toFixed(4)}, difference ${got.gap.toExponential(1)} ${got.gap < 1e-3 ? "✓" : "✗"}.`;
     list.replaceChildren(...waterfall(got.parts, most).map((each) => bar(make, { name: each.name, from: each.left, to: each.right,
       value: signed(each.value, 3), kind: each.value < 0 ? "minus" : "plus", title: "choose this head", click: each.at && (() => x.choose(...each.at)) })));
   }

@@ -20,8 +20,9 @@ export function maker(doc) {
     else node.append(...content);
     return node;
   };
-  make.button = (className, text, title, click) => {
-    const node = make("button", className, { type: "button", title }, text);
+  make.caption = (...content) => make("span", "gx-caption", ...content);
+  make.button = (text, title, click, kind = "gx-small") => {
+    const node = make("button", kind, { type: "button", title }, text);
     node.addEventListener("click", click);
     return node;
   };
@@ -30,14 +31,14 @@ export function maker(doc) {
     const node = make("input", "", attributes);
     node.value = attributes.value ?? "";
     node.addEventListener(on, () => change?.(node.type === "checkbox" ? node.checked : node.value));
-    const label = make("label", "gx-control", make("span", "gx-caption", caption), node);
+    const label = make("label", "gx-control", make.caption(caption), node);
     label.input = node;
     return label;
   };
   // A labelled <select>; options are [value, text].
   make.select = (caption, options, value, change) => {
     const node = make("select");
-    const label = make("label", "gx-control", make("span", "gx-caption", caption), node);
+    const label = make("label", "gx-control", make.caption(caption), node);
     label.input = node;
     label.fill = (all, chosen) => {
       node.replaceChildren(...all.map(([each, text]) => {
@@ -184,11 +185,11 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
     const part = (scale(v) - low) / (high - low);
     return top + (upside ? part : 1 - part) * (height - top - bottom);
   };
-  const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", role: "img", "aria-label": caption });
+  const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", style: `max-width: ${1.3 * width}px`, role: "img", "aria-label": caption });
   const ticks = log ? [1, 10, 100, 1000, 10000, 100000].filter((t) => log10(t) <= high + 0.2)
     : [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (high - low));
   for (const tick of ticks) {
-    const name = log ? String(tick) : abs(high - low) < 8 ? tick.toFixed(1) : tick.toFixed(0);
+    const name = tick.toFixed(log || high - low >= 8 ? 0 : high - low >= 1 ? 1 : high - low >= 0.1 ? 2 : 3);
     svg.append(make.svg("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "gx-rule" }),
       make.svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, name));
   }
@@ -222,7 +223,7 @@ export function bar(make, { name, from, to, value, kind, title, click }) {
   fill.style.left = `${(100 * min(from, to)).toFixed(2)}%`;
   fill.style.width = `${max(0.3, 100 * abs(to - from)).toFixed(2)}%`;
   const row = make("li", "gx-bar-row");
-  const label = click ? make.button("gx-link", name, title, click) : make("span", "gx-name", name);
+  const label = click ? make.button(name, title, click, "gx-link") : make("span", "gx-name", name);
   row.append(label, make("span", "gx-track", fill), make("span", "gx-number", value));
   return row;
 }

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gptj_lab import plots
-from gptj_lab.widgets import explorer_encoding
 from gptj_lab.widgets.explorer_session import DIFFERENCES, Session
 
 MOST_BYTES = 56_000  # so that with its text it adds less than 80 KB to the notebook as base64

@@ -16,7 +16,12 @@ from gptj_lab.widgets import explorer_edits
 from gptj_lab.widgets.explorer_reading import Reading
 from gptj_lab.widgets.explorer_session import Session
 
-PATCHED = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "heads": "attn.z"}
+PATCHED = {
+    "resid_pre": "resid_pre",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "heads": "attn.z",
+}
 ABLATED = {"ablate_heads": "attn.z", "ablate_mlps": "mlp_out"}
 _SLOW = 0.25  # seconds of a forward pass from which on a chunk is one row, so that Stop is prompt
 

@@ -37,8 +37,9 @@ def packed(source: str) -> str:
 def _tight(code: str) -> str:
     code = re.sub(r"[ \t]+", " ", code)
     code = re.sub(r" ?\n\s*", "\n", code)
-    code = re.sub(r" ?([{}()\[\];,:=<>*?&|!]) ?", r"\1", code)
-    return re.sub(r"(?<=[{(\[,;:?&|=])\n|\n(?=[.?:)\]}&|])", "", code)
+    code = re.sub(r" ?([{}()\[\];,:=<>*?&|!%]) ?", r"\1", code)
+    code = re.sub(r"(?<![+\-]) ([+\-]) (?![+\-])", r"\1", code)
+    return re.sub(r"(?<=[{(\[,;:?&|=])\n|\n(?=[.?:)\]}&|])|;(?=\n?})", "", code)
 
 
 def _joined(view: str, kind: str) -> str:

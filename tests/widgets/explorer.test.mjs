@@ -113,7 +113,7 @@ test("the matrix: arrows stay below the diagonal, Enter holds and asks for the e
   const { root, k, key, last, close } = setup();
   const matrix = root.get("gx-heat");
   const before = k.sent.length;
-  matrix.fire("pointermove", { clientX: 84 + 2.5 * 32, clientY: 74 + 5.5 * 32 });
+  matrix.fire("pointermove", { clientX: 84 + 2.5 * 32, clientY: 88 + 5.5 * 32 });
   assert.equal(k.sent.length, before, "no message for pointing");
   assert.match(line(root), /Layer 0 head 0: '␣mat' \(5\) reads [\d.]+ % from '␣sat' \(2\)/);
   const said = Number(/reads ([\d.]+) %/.exec(line(root))[1]) / 100;
@@ -245,6 +245,23 @@ test("generation is pulled; stop asks no more and tells the kernel", () => {
   assert.equal(ops().filter((each) => each === "generate_next").length, 3);
   assert.equal(ops().filter((each) => each === "generate_stop").length, 1);
   assert.equal(ops().at(-1) === "generate_next", false);
+  close();
+});
+
+test("the scrubber tells with what probability a token came", () => {
+  const { root, k, tab, close } = setup();
+  const own = k.answers.run;
+  k.answers.run = k.answers.hello = () => {
+    const [message, buffers] = own({ prompt: "x" });
+    return [{ ...message, prompt_tokens: 6 }, buffers];
+  };
+  k.reply({ op: "changed", req: "" });
+  tab(4);
+  const slider = root.get("gx-scrub").children[0].input;
+  assert.deepEqual([slider.attributes.min ?? slider.min, slider.max], ["5", "9"]);
+  slider.value = "6";
+  slider.fire("input");
+  assert.match(root.all("gx-sentence").at(-1).textContent, /At step 2 .*'␣the' came with 8\.2 %/);
   close();
 });
 

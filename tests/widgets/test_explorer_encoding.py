@@ -59,7 +59,9 @@ def test_a_pool_holds_each_tiles_largest_magnitude(side, size):
             largest = flat[np.arange(2), np.abs(flat).argmax(1)]
             assert np.array_equal(pooled[:, row, column], largest)
     shares = encoding.compand(patterns(2, side, side))
-    assert np.array_equal(encoding.pool(shares, size) == 0, np.abs(encoding.pool(shares, size)) == 0)
+    assert np.array_equal(
+        encoding.pool(shares, size) == 0, np.abs(encoding.pool(shares, size)) == 0
+    )
     assert not encoding.triangle(encoding.pool(shares, size)).max() == 0
 
 
@@ -67,12 +69,16 @@ def test_gpt_js_first_paint_is_below_a_megabyte():
     layers, heads, tokens = 28, 16, 256
     small = patterns(layers, heads, encoding.THUMBNAIL, encoding.THUMBNAIL)
     thumbnails = encoding.packed(encoding.triangle(encoding.compand(small)), "u1")
-    layer = encoding.packed(encoding.triangle(encoding.compand(patterns(heads, tokens, tokens))), "u1")
+    layer = encoding.packed(
+        encoding.triangle(encoding.compand(patterns(heads, tokens, tokens))), "u1"
+    )
     assert len(thumbnails) == 236_544 and len(layer) == 526_336
     assert encoding.parts(heads, tokens) == [(0, heads)], "one message"
 
 
-@pytest.mark.parametrize("tokens, how", [(512, "layer"), (513, "head"), (1024, "head"), (1025, "pooled")])
+@pytest.mark.parametrize(
+    "tokens, how", [(512, "layer"), (513, "head"), (1024, "head"), (1025, "pooled")]
+)
 def test_no_part_of_a_matrix_is_above_a_megabyte(tokens, how):
     assert encoding.mode(tokens) == how
     size = min(tokens, encoding.POOL) if how == "pooled" else tokens
