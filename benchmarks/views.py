@@ -67,20 +67,16 @@ if library == "gptj_lab":
         return kept.residuals.nbytes
 else:
     import torch, transformers
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gptj_weights
-    theirs = transformers.GPTJForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    c = theirs.config
-    config = HookedTransformerConfig(
-        n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_positions, d_head=c.n_embd // c.n_head,
-        n_heads=c.n_head, d_mlp=4 * c.n_embd, d_vocab=c.vocab_size, act_fn="gelu_new",
-        eps=c.layer_norm_epsilon, normalization_type="LN", positional_embedding_type="rotary",
-        rotary_dim=c.rotary_dim, rotary_adjacent_pairs=True, parallel_attn_mlp=True,
-        original_architecture="GPTJForCausalLM", device="cpu", default_prepend_bos=False,
+    from transformer_lens.model_bridge import TransformerBridge
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=folder + "/tokenizer.json", eos_token="<|endoftext|>"
     )
-    model = HookedTransformer(config)
-    model.load_state_dict(convert_gptj_weights(theirs, config), strict=False)
-    del theirs
+    model = TransformerBridge.boot_transformers(
+        folder, hf_model=theirs, tokenizer=tokenizer, device="cpu", dtype=torch.float32
+    )
     tokens = torch.tensor([ids])
     @torch.no_grad()
     def capture():
@@ -88,9 +84,9 @@ else:
     def one_map(kept):
         return kept["pattern", 3].numpy()
     def every_map(kept):
-        return [kept["pattern", i].numpy() for i in range(config.n_layers)]
+        return [kept["pattern", i].numpy() for i in range(theirs.config.n_layer)]
     def kept_bytes(kept):
-        return sum(value.nbytes for value in kept.values())
+        return sum(value.nbytes for value in kept.values() if torch.is_tensor(value))
 def timed(function, *arguments):
     begun = time.perf_counter()
     made = function(*arguments)
