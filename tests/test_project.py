@@ -24,7 +24,7 @@ DIRECTION = (
     ("mesh", "checkpoints"),
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),
-    ("plots",),
+    ("plots", "lessons"),
     ("widgets",),
     ("cli",),
 )

@@ -4,10 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptj_lab.widgets.explorer import Explorer
     from gptj_lab.widgets.meshview import MeshView
     from gptj_lab.widgets.playground import Playground
 
-__all__ = ["MeshView", "Playground"]
+__all__ = ["Explorer", "MeshView", "Playground"]
 
 
 def __getattr__(name: str) -> Any:

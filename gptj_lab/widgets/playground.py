@@ -15,6 +15,7 @@ import traitlets
 
 from gptj_lab.generation.decoding import ALTERNATIVES, Completion, Decoding, Row, Token
 from gptj_lab.widgets import theme
+from gptj_lab.widgets.tokens import token_name, token_names
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -187,30 +188,18 @@ class Playground(anywidget.AnyWidget):
         for piece in pieces:
             last = piece is pieces[-1]
             ids, logprobs, other_ids, other_logprobs = _arrays(piece)
-            names = {
-                str(i): self._name(i) for i in {*ids.tolist(), *other_ids.reshape(-1).tolist()}
-            }
+            shown = {*ids.tolist(), *other_ids.reshape(-1).tolist()}
             message = {
                 "op": "tokens",
                 "req": request,
                 "where": where,
                 "last": last,  # the view asks on after the last piece only
-                "names": names,
+                "names": token_names(self._model.tokenizer, shown),
                 "old": old,
                 "finish_reason": self._row.finish_reason if last and self._row else None,
             }
             buffers = [a.tobytes() for a in (ids, logprobs, other_ids, other_logprobs)]
             self.send(message, buffers)
-
-    def _name(self, token_id: int) -> tuple[str, str | None]:
-        """A token as a person should see it, and its own text if that is whole and has ink.
-
-        A control character, or one that turns the direction of the text, is shown as its mark.
-        """
-        tokenizer = self._model.tokenizer
-        text = tokenizer.token_bytes(token_id).decode(errors="replace")
-        plain = "\ufffd" not in text and all(c.isprintable() or c in "\n\t" for c in text)
-        return tokenizer.display(token_id), text if plain else None
 
     def _notes(self) -> list[str]:
         """What the user should know before reading the answer."""
@@ -251,8 +240,9 @@ class Playground(anywidget.AnyWidget):
         assert self._row is not None
         row = self._row
         prompt = row.prompt_tokens or [Token(i, math.nan, ()) for i in row.prompt_ids]
-        spans = [(*self._name(token.id), token.logprob, True) for token in prompt[-120:]]
-        spans += [(*self._name(token.id), token.logprob, False) for token in row.tokens[:400]]
+        tokenizer = self._model.tokenizer
+        spans = [(*token_name(tokenizer, token.id), token.logprob, True) for token in prompt[-120:]]
+        spans += [(*token_name(tokenizer, t.id), t.logprob, False) for t in row.tokens[:400]]
         return _draw(self.model_name, spans)
 
 

@@ -1,13 +1,20 @@
 """What all views share: their frame, and how they follow the notebook's theme."""
 
+import re
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+# What packing must not touch: strings, templates (in their braces another may stand), patterns.
+_TEMPLATE = r"`(?:\\.|\$\{(?:[^`{}]|`(?:\\.|[^`\\])*`|\{[^{}]*\})*\}|[^`\\$]|\$(?!\{))*`"
+_TOKEN = re.compile(
+    rf"""(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|{_TEMPLATE}|/[\^\\](?:\\.|[^/\\\n])+/)"""
+    r"""|(?P<comment>//[^\n]*)|(?P<code>[^"'`/]+|/)"""
+)
 
 
 def script(view: str) -> str:
-    """The view's ES module with theme.js before it: two files, one module, no bundler."""
-    return _joined(view, "js")
+    """The view's ES module, its parts (`view_*.js`) and theme.js before it, packed: no bundler."""
+    return packed(_joined(view, "js"))
 
 
 def style(view: str) -> str:
@@ -15,5 +22,28 @@ def style(view: str) -> str:
     return _joined(view, "css")
 
 
+def packed(source: str) -> str:
+    """The same module without comments and without spaces that mean nothing.
+
+    Names stay as they are, and every line that ends a statement stays a line, so that a browser's
+    error still names what is in the files.
+    """
+    return "".join(
+        found["kept"] or ("" if found["comment"] else _tight(found["code"]))
+        for found in _TOKEN.finditer(source)
+    )
+
+
+def _tight(code: str) -> str:
+    code = re.sub(r"[ \t]+", " ", code)
+    code = re.sub(r" ?\n\s*", "\n", code)
+    code = re.sub(r" ?([{}()\[\];,:=<>*?&|!%]) ?", r"\1", code)
+    code = re.sub(r"(?<![+\-]) ([+\-]) (?![+\-])", r"\1", code)
+    return re.sub(r"(?<=[{(\[,;:?&|=])\n|\n(?=[.?:)\]}&|])|;(?=\n?})", "", code)
+
+
 def _joined(view: str, kind: str) -> str:
-    return "\n".join((_HERE / f"{name}.{kind}").read_text("utf-8") for name in ("theme", view))
+    parts = sorted(path.stem for path in _HERE.glob(f"{view}_*.{kind}"))
+    return "\n".join(
+        (_HERE / f"{name}.{kind}").read_text("utf-8") for name in ("theme", *parts, view)
+    )

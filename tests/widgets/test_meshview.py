@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 
 import gptj_lab
-from gptj_lab import plots
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh.report import Collective
 from gptj_lab.model.transformer import Transformer
+from gptj_lab.plots import mesh as plots
 from gptj_lab.widgets.meshview import MeshView
 
 NAUGHTY = "blocks.0.<img src=x onerror=alert(1)>$x^2$"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import gptj_lab
+from gptj_lab.widgets.tokens import token_name
 
 NAUGHTY = "<img src=x onerror=alert(1)><script>alert(1)</script> $x^2$"
 
@@ -140,13 +141,13 @@ def test_malformed_messages_do_not_raise(front):
 
 
 @pytest.mark.parametrize("raw", ["\x08", "a\u202eb", "\xe2\x80".encode("latin-1")])
-def test_text_without_ink_is_shown_as_its_mark(front, model, monkeypatch, raw):
+def test_text_without_ink_is_shown_as_its_mark(model, monkeypatch, raw):
     data = raw if isinstance(raw, bytes) else raw.encode()
     monkeypatch.setitem(model.tokenizer._raw, 5, data)
-    shown, text = front.play._name(5)
+    shown, text = token_name(model.tokenizer, 5)
     assert text is None and shown.isprintable() and shown != data.decode(errors="replace")
     monkeypatch.setitem(model.tokenizer._raw, 5, " é\n".encode())
-    assert front.play._name(5) == ("␣é↵", " é\n")
+    assert token_name(model.tokenizer, 5) == ("␣é↵", " é\n")
 
 
 def test_a_failure_of_the_device_is_told(front, monkeypatch):

@@ -1,42 +1,23 @@
-"""Numbers in, a matplotlib figure out; never takes a model."""
+"""A picture of a weight, cut over the devices of a mesh."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from gptj_lab.plots import style
 
-# Okabe and Ito's colours, told apart with any colour vision; the dashes say it again.
-_STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+if TYPE_CHECKING:
+    from gptj_lab.plots.picture import Picture
+
 # Those of the MeshView's light theme, with a hatch each.
 _SLICES = (
     ("#f3c969", ""), ("#9fd3f2", "//"), ("#7fcbb2", "\\\\"), ("#f5ee9e", "--"),
     ("#7fb3d6", "||"), ("#eaa680", ".."), ("#e3b6d0", "xx"), ("#c9ccd1", "++"),
 )  # fmt: skip
-
-
-def loss_curve(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Bits per byte over tokens seen, one line a curve of (tokens, bits per byte) points."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for i, (name, points) in enumerate(curves.items()):
-        colour, dashes = _STYLES[i % len(_STYLES)]
-        axes.plot(
-            [tokens / 1e6 for tokens, _ in points], [bits for _, bits in points],
-            color=colour, linestyle=dashes, label=name,
-        )  # fmt: skip
-    axes.set_xlabel("tokens seen, millions")
-    axes.set_ylabel("bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
 
 
 def mesh_placement(
@@ -46,7 +27,7 @@ def mesh_placement(
     parts: Int[np.ndarray, "parts dimensions 2"],
     shape: tuple[int, ...],
     title: str,
-) -> Figure:
+) -> Picture:
     """A mesh's devices beside one weight, cut into slices: same colour and number, same slice.
 
     Args:
@@ -56,9 +37,8 @@ def mesh_placement(
         parts: start and stop of each slice in each dimension of the weight.
         shape: of the weight; a vector is drawn as one row.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.3), dpi=96, layout="constrained", facecolor="white")
+    alt = f"{devices.size} devices beside a weight of shape {shape} in {len(parts)} slices. {title}"
+    figure = style.picture(8.6, 3.3, alt)
     mesh, matrix = figure.subplots(1, 2, width_ratios=(1.2, 1))
     count = len(parts)
     for place, device in np.ndenumerate(devices):

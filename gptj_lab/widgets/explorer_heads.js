@@ -1,0 +1,115 @@
+// All heads at a glance: one canvas of thumbnails, over it a grid of cells that keys can walk.
+
+// The heads in the order in which they stand: by layer, or by a score, the highest first.
+export function order(layers, heads, scores, sorted) {
+  const all = times(layers * heads, (i) => i);
+  if (!sorted || !scores) return all;
+  const value = (i) => (isFinite(scores[i]) ? scores[i] : -Infinity);
+  return all.sort((a, b) => value(b) - value(a) || a - b);
+}
+
+const NAME = (i, heads) => `${floor(i / heads)}.${i % heads}`;
+
+export function overview(make, { layers, heads, choose, toggle, ablate }) {
+  const canvas = make("canvas", "gx-thumbs");
+  const grid = make("div", "gx-grid", { role: "grid",
+    "aria-label": "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
+  const best = make("p", "gx-best");
+  const node = make("div", "gx-overview", make("div", "gx-stage", canvas, grid), best);
+  const view = canvas.ownerDocument.defaultView;
+  let cells = [];
+  let standing = []; // index of the cell → head
+  let shown = null;
+
+  function build() {
+    const axis = (role, name) => make("div", "gx-axis", { role }, shown.sorted ? "" : String(name));
+    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
+    cells = times(layers * heads, () => make("div", "gx-cell", { role: "gridcell" }));
+    grid.replaceChildren(line(axis("columnheader", "L\\H"), ...times(heads, (h) => axis("columnheader", h))),
+      ...times(layers, (l) => line(axis("rowheader", l), ...cells.slice(l * heads, (l + 1) * heads))));
+    keys.set(cells, heads);
+  }
+  const place = (i) => [floor(standing[i] / heads), standing[i] % heads];
+  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || event.ctrlKey || event.metaKey) ? toggle : choose)(...place(i)),
+    (key, i) => {
+      const act = { Enter: choose, " ": toggle, a: ablate }[key];
+      act?.(...place(i));
+      return act;
+    });
+
+  // {thumbs, score or undefined, colours, gamma, sorted, chosen, selected, ablated}
+  function show(next) {
+    const again = !cells.length || shown.sorted !== next.sorted;
+    shown = next;
+    const values = shown.score?.values;
+    standing = order(layers, heads, values, shown.sorted);
+    if (again) build();
+    if (values) {
+      const finite = [...values].filter(isFinite);
+      const both = min(...finite) < 0;
+      const high = max(...finite.map(abs), 1e-9);
+      const table = shown.tables[both ? 1 : 0];
+      shown.fill = (i) => parts(isFinite(values[i]) ? table[round(255 * (both ? 0.5 + values[i] / high / 2 : values[i] / high))] : shown.mask);
+    }
+    paint();
+    mark(shown);
+  }
+  function mark({ chosen, selected, ablated }) {
+    const values = shown.score?.values;
+    keys.choose(standing.indexOf(chosen[0] * heads + chosen[1]));
+    standing.forEach((head, i) => {
+      const cell = cells[i];
+      const on = chosen[0] * heads + chosen[1] === head;
+      const name = NAME(head, heads);
+      const off = ablated.has(name);
+      cell.setAttribute("aria-selected", String(on || selected.has(name)));
+      cell.dataset.on = String(on);
+      cell.dataset.off = String(off);
+      const value = values ? `, ${shown.score.label} ${values[head].toFixed(3)}` : "";
+      const text = `layer ${floor(head / heads)} head ${head % heads}${value}${off ? ", ablated" : ""}`;
+      cell.setAttribute("aria-label", text);
+      cell.title = text;
+      cell.dataset.head = name;
+      const number = values && shown.cell >= 30 && isFinite(values[head]) ? values[head].toFixed(2).replace("0.", ".") : "";
+      cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
+      cell.style.color = number && !off ? inkOn(shown.fill(head)) : "";
+    });
+    best.replaceChildren(...(values ? [make.caption(`highest ${shown.score.label}: `), ...order(layers, heads, values, true).slice(0, 6).map((i) =>
+      make.button(`${NAME(i, heads)} (${values[i].toFixed(2)})`, "choose this head", () => choose(floor(i / heads), i % heads), "gx-link"))] : []));
+  }
+  function paint() {
+    if (!shown) return;
+    const width = node.clientWidth || 360;
+    const cell = max(12, min(44, floor((width - 26) / heads) - 2));
+    shown.cell = cell;
+    grid.style.gridTemplateColumns = `24px repeat(${heads}, ${cell}px)`;
+    grid.style.gridTemplateRows = `18px repeat(${layers}, ${cell}px)`;
+    grid.dataset.small = String(cell < 26);
+    const dense = view.devicePixelRatio || 1;
+    const [w, h] = [26 + heads * (cell + 2), 20 + layers * (cell + 2)];
+    canvas.width = w * dense;
+    canvas.height = h * dense;
+    canvas.style.width = `${w}px`;
+    canvas.style.height = `${h}px`;
+    const pen = canvas.getContext("2d");
+    pen.scale(dense, dense);
+    const { thumbs: { all, size }, lut, mask } = shown;
+    const small = make("canvas");
+    small.width = small.height = size;
+    const brush = small.getContext("2d");
+    const image = brush.createImageData(size, size);
+    const pixels = new Uint32Array(image.data.buffer);
+    standing.forEach((head, i) => {
+      const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
+      if (shown.fill) {
+        pen.fillStyle = css(shown.fill(head));
+        pen.fillRect(x, y, cell, cell);
+        return;
+      }
+      for (let at = 0; at < pixels.length; at++) pixels[at] = at % size > floor(at / size) ? mask : lut[all[head][at]];
+      brush.putImageData(image, 0, 0);
+      pen.drawImage(small, x, y, cell, cell);
+    });
+  }
+  return { node, show, mark, paint, focus: keys.focus };
+}

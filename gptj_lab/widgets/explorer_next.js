@@ -1,0 +1,50 @@
+// What comes next, before and after; and what is switched off for it: chips, with undo.
+
+export const same = (a, b) => ["kind", "layer", "head", "query", "key"].every((name) => a[name] === b[name]);
+
+// The list with that change in it, or without it if it is there already.
+export function toggled(list, change) {
+  const rest = list.filter((each) => !same(each, change));
+  return rest.length === list.length ? [...list, change] : rest;
+}
+
+export function chips(make, { change, undo }) {
+  const list = make("ul", "gx-chips", { "aria-label": "What is switched off" });
+  const back = make.button("Undo", "u", undo);
+  const clear = make.button("Restore all", "", () => change([]));
+  const node = make("div", "gx-chipbar", make.caption("Switched off:"), list, back, clear);
+  function show(all, texts, undoable) {
+    list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button(`${texts[i]} ✕`, `restore ${texts[i]}`,
+      () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press a")]));
+    back.disabled = !undoable;
+    clear.disabled = !all.length;
+  }
+  return { node, show };
+}
+
+// kl: nats from before, null if nothing is switched off; rows: {id, name, before, after (shares), delta (logits)}
+export function nextTokens(make, { pick }) {
+  const title = make("h3", "gx-title", "Next token");
+  const list = make("ul", "gx-next");
+  const foot = make("p", "gx-hint");
+  const node = make("section", "gx-pane gx-next-pane", { "aria-label": "Next token" }, title, list, foot);
+  function show({ heading, rows, kl, vocab }) {
+    const two = kl !== null;
+    title.textContent = heading;
+    const most = max(...rows.flatMap((each) => (two ? [each.before, each.after] : each.before)));
+    const fill = (kind, p) => {
+      const node = make("span", `gx-fill gx-${kind}`);
+      node.style.width = `${max(0.4, (100 * p) / most).toFixed(2)}%`;
+      return node;
+    };
+    list.replaceChildren(...rows.map(({ id, name, before, after, delta }) => make("li", "gx-next-row",
+      make.button(name, `token ${id}: follow it through the layers`, () => pick(id), "gx-link"),
+      make("span", "gx-pair", fill(two ? "before" : "now", before), ...(two ? [fill("now", after)] : [])),
+      make("span", "gx-number", share(two ? after : before)),
+      ...(two ? [make("span", "gx-was", `was ${share(before)}, logit ${signed(delta)}`)] : []))));
+    const rest = 1 - rows.reduce((sum, each) => sum + (two ? each.after : each.before), 0);
+    foot.textContent = `The other ${(vocab - rows.length).toLocaleString("en")} tokens: ${share(max(0, rest))}.`
+      + (two ? ` KL from before: ${kl.toFixed(4)} nats. Hollow: before, full: after.` : "");
+  }
+  return { node, show };
+}

@@ -1,0 +1,210 @@
+// The tabs below: logit lens and attribution here, the others in explorer_more.js. A panel is
+// {name, title, node, run(), head?(), position?(), size?()}: called when that has changed.
+
+function panels(x, makers) {
+  const { make, state } = x;
+  const all = makers.map((each) => each(x));
+  const buttons = all.map((panel) => make("button", "gx-tab", { role: "tab", type: "button" }, panel.title));
+  const bar = make("div", "gx-tabs", { role: "tablist", "aria-label": "More views" }, ...buttons);
+  const body = make("div", "gx-panel", { role: "tabpanel" });
+  const here = () => all.find((each) => each.name === state.tab) ?? all[0];
+  const keys = rove(bar, (i) => open(all[i].name));
+  function open(name) {
+    state.tab = name;
+    const panel = here();
+    buttons.forEach((button) => button.setAttribute("aria-selected", "false"));
+    keys.set(buttons, buttons.length, all.indexOf(panel));
+    body.setAttribute("aria-label", panel.title);
+    body.replaceChildren(panel.node);
+    panel.run();
+  }
+  const node = make("div", "gx-tabbed", bar, body);
+  const call = (what) => () => x.ran && here()[what]?.();
+  open(state.tab);
+  return { node, open, run: call("run"), head: call("head"), position: call("position"), size: call("size") };
+}
+
+// A box for a token's text: "" means the likeliest.
+function tokenBox(x, caption, change) {
+  return x.make.input(caption, { placeholder: "likeliest" }, (text) => {
+    if (!text) return change(null);
+    x.ask({ op: "token", text }, "u", (message) => {
+      if (message.note) x.tell(message.note);
+      change(message.ids[0]);
+    }, caption);
+  });
+}
+
+// A grid of tokens [rows, columns] that keys walk: cells are {text, rgb, title}.
+function tokenGrid(x, { label, point }) {
+  const { make } = x;
+  const node = make("div", "gx-lens", { role: "grid", "aria-label": label });
+  let wide = 1;
+  let column = 0; // an arrow against the border is told on: it moves the window
+  const keys = rove(node, (i, event) => {
+    const edge = i % wide === column && event.key;
+    column = i % wide;
+    point(floor(i / wide), column, edge);
+  });
+  function show(rows, columns, cell, [row, at]) {
+    column = at;
+    wide = columns.length;
+    const cells = [];
+    node.style.gridTemplateColumns = `auto repeat(${wide}, minmax(0, 1fr))`;
+    const axis = (role, name) => make("div", "gx-axis", { role }, name);
+    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
+    const held = node.contains?.(node.ownerDocument.activeElement);
+    node.replaceChildren(line(axis("columnheader", ""), ...columns.map((text) => axis("columnheader", text))), ...rows.map((name, r) =>
+      line(axis("rowheader", name), ...columns.map((_, c) => {
+        const { text, rgb, title } = cell(r, c);
+        const one = make("div", "gx-lens-cell", { role: "gridcell", title }, text);
+        tint(one, rgb);
+        cells.push(one);
+        return one;
+      }))));
+    keys.set(cells, wide, row * wide + at);
+    if (held) keys.focus();
+  }
+  return { node, show };
+}
+
+function lensPanel(x) {
+  const { make, state } = x;
+  const WIDE = 11;
+  let by = "probability";
+  let kind = "logit";
+  let data = null;
+  let row = 0; // counted from the output, which stands on top
+  const grid = tokenGrid(x, { label: "Logit lens: rows are layers, the output on top; columns are positions", point(r, c, from) {
+    row = r;
+    const n = x.ran.tokens.length;
+    let position = data.start + c;
+    if (from === "ArrowRight") position += 1;
+    if (from === "ArrowLeft") position -= 1;
+    position = min(max(position, 0), n - 1);
+    if (position !== state.query) x.at(position, min(state.key, position), "lens");
+    x.next();
+    load();
+    const text = detail();
+    if (text) x.tell(text);
+  } });
+  const aside = make("aside", "gx-aside");
+  const plots = make("div", "gx-plots");
+  const pinBox = tokenBox(x, "follow token", (id) => id !== null && x.pick(id));
+  const node = make("div", "", make("div", "gx-tools",
+    make.select("colour", ["probability", "entropy", "KL to the output"].map((each) => [each, each]), by, (value) => { by = value; paint(); }),
+    make.select("lens", [["logit", "logit lens"], ["tuned", "tuned lens"]], kind, (value) => { kind = value; load(); }), pinBox),
+  make("p", "gx-hint", "What the network would say if it stopped there: final norm, unembedding and its bias, applied to each layer's residual stream. The top row is the model's output."),
+  make("div", "gx-side", grid.node, aside), plots);
+  const of = () => (state.of.includes("after") ? "after" : state.of === "b" ? "b" : "a");
+  function load() {
+    const n = x.ran.tokens.length;
+    const stop = min(n, max(WIDE, state.query + 3));
+    const start = max(0, stop - WIDE);
+    x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
+      data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
+      row = min(row, message.rows.length - 1);
+      paint();
+    });
+    follow();
+  }
+  const index = (r, c) => (data.rows.length - 1 - r) * data.n + c;
+  function paint() {
+    if (!data) return;
+    const anchors = ramp(state.ramp, x.theme());
+    const top = { entropy: Math.log(x.about.vocab), "KL to the output": max(...data.kl, 1e-6) }[by];
+    const part = (i) => (by === "probability" ? sqrt(exp(data.logprobs[5 * i])) : (by === "entropy" ? data.entropy : data.kl)[i] / top);
+    const labels = times(data.n, (c) => x.label(data.start + c));
+    grid.show([...data.rows].reverse().map((each) => (each === "output" ? "out" : each)), labels, (r, c) => {
+      const i = index(r, c);
+      return { text: x.name(data.ids[5 * i]), rgb: mix(anchors, part(i) ** state.gamma), title: `${share(exp(data.logprobs[5 * i]))}, entropy ${data.entropy[i].toFixed(2)} nats, KL ${data.kl[i].toFixed(2)} nats` };
+    }, [row, min(max(state.query - data.start, 0), data.n - 1)]);
+    detail();
+  }
+  function detail() {
+    const c = state.query - (data?.start ?? 0);
+    if (!data || c < 0 || c >= data.n) return null;
+    const i = index(row, c);
+    const where = data.rows[data.rows.length - 1 - row];
+    const heading = where === "output" ? "output" : `before layer ${where}`;
+    aside.replaceChildren(make("h4", "", `${heading}, after '${x.token(state.query)}'`), make("ul", "gx-next", ...[0, 1, 2, 3, 4].map((j) => {
+      const p = exp(data.logprobs[5 * i + j]);
+      return bar(make, { name: x.name(data.ids[5 * i + j]), from: 0, to: p, value: share(p), kind: "now", title: "follow it through the layers", click: () => x.pick(data.ids[5 * i + j]) });
+    })), make("p", "gx-hint", `entropy ${data.entropy[i].toFixed(3)} nats, KL to the output ${data.kl[i].toFixed(3)} nats`));
+    return `${heading}: '${x.name(data.ids[5 * i])}' ${share(exp(data.logprobs[5 * i]))} after '${x.token(state.query)}'`;
+  }
+  function follow() {
+    if (!state.pins.length) return void plots.replaceChildren(make("p", "gx-hint", "Choose a token in a list, or type one, to follow it over the layers."));
+    x.ask({ op: "lens_of", of: of(), kind, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
+      const count = message.rows.length;
+      const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
+      const caption = `after '${x.token(message.position)}'`;
+      const unpin = message.ids.map((id, i) => make.button(`${LINES[i].mark} ${x.name(id)} ✕`, "no longer follow", () => {
+        state.pins = state.pins.filter((each) => each !== id);
+        follow();
+      }, "gx-chip"));
+      plots.replaceChildren(make("div", "gx-tools", make.caption("followed:"), ...unpin),
+        lines(make, { series: series(logprobs, exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
+        lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
+    });
+  }
+  return { name: "lens", title: "Logit lens", node, run: () => x.ran && load(), position: load };
+}
+
+// The largest parts by name, the rest as one, so that all add up.
+export function waterfall(parts, most) {
+  const sorted = [...parts].sort((a, b) => abs(b.value) - abs(a.value));
+  const rest = sorted.slice(most).reduce((sum, each) => sum + each.value, 0);
+  const shown = sorted.slice(0, most);
+  if (sorted.length > most) shown.push({ name: `${sorted.length - most} others`, value: rest });
+  let at = 0;
+  const steps = shown.map((each) => ({ ...each, from: at, to: (at += each.value) }));
+  const low = min(0, ...steps.map((each) => each.to));
+  const high = max(0, ...steps.map((each) => each.to));
+  const scale = (v) => (v - low) / (high - low || 1);
+  return steps.map((each) => ({ ...each, left: scale(each.from), right: scale(each.to) }));
+}
+
+function attributionPanel(x) {
+  const { make, state, about } = x;
+  let [token, minus] = [null, null];
+  let most = 16;
+  let got = null;
+  const list = make("ul", "gx-fall");
+  const sum = make("p", "gx-sum");
+  const inputs = make("div", "gx-strip gx-inputs");
+  const node = make("div", "", make("div", "gx-tools", tokenBox(x, "logit of", (id) => { token = id; run(); }),
+    tokenBox(x, "minus logit of", (id) => { minus = id; run(); }),
+    make.select("parts", [["16", "16 largest"], ["40", "40 largest"], ["9999", "all"]], "16", (value) => { most = Number(value); paint(); }),
+    make.button("Input gradient", "gradient × input of every token", () => gradient("gradient_x_input")),
+    make.button("Integrated gradients", "", () => gradient("integrated"))), sum, list, inputs);
+  function run() {
+    if (!x.ran) return;
+    inputs.replaceChildren();
+    x.ask({ op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
+      got = { ...message, parts: [
+        ...[...heads].map((value, i) => ({ name: `head ${floor(i / about.heads)}.${i % about.heads}`, value, at: [floor(i / about.heads), i % about.heads] })),
+        ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
+        ...message.others.map((name, i) => ({ name, value: others[i] }))] };
+      x.addScore({ name: "attribution", label: "attribution", unit: "logits", values: heads, note: `Direct share in the logit of '${x.name(message.token)}'.` });
+      paint();
+    });
+  }
+  function paint() {
+    if (!got) return;
+    const what = `'${x.name(got.token)}'${got.minus === null ? "" : ` − '${x.name(got.minus)}'`}`;
+    sum.textContent = `Σ of ${got.parts.length} parts = ${got.total.toFixed(4)}, logit of ${what} = ${got.logit.toFixed(4)}, difference ${got.gap.toExponential(1)} ${got.gap < 1e-3 ? "✓" : "✗"}.`;
+    list.replaceChildren(...waterfall(got.parts, most).map((each) => bar(make, { name: each.name, from: each.left, to: each.right,
+      value: signed(each.value, 3), kind: each.value < 0 ? "minus" : "plus", title: "choose this head", click: each.at && (() => x.choose(...each.at)) })));
+  }
+  function gradient(method) {
+    x.ask({ op: "gradient", position: state.query, token, minus, method }, "f", (message, values) => {
+      const most = max(...[...values].map(abs), 1e-9);
+      inputs.replaceChildren(...[...values].map((value, i) => {
+        const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);
+        return make("span", "gx-token", tint(make("span", "gx-text", x.token(i)), rgb), make("span", "gx-under", signed(value)));
+      }), make("p", "gx-hint", message.sentence));
+    });
+  }
+  return { name: "attribution", title: "Attribution", node, run, position: run };
+}

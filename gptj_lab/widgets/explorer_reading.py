@@ -1,0 +1,184 @@
+"""One text in one model, read once; whatever the Explorer asks of it later is made from that."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gptj_lab.lens import passes
+from gptj_lab.lens.edits import Edits
+from gptj_lab.lens.interventions import Interventions, run
+from gptj_lab.mesh import distributed
+from gptj_lab.widgets import explorer_encoding as encoding
+from gptj_lab.widgets.explorer_scores import scores
+
+if TYPE_CHECKING:
+    from gptj_lab.language_model import LanguageModel
+
+_KEPT_BYTES = 256 * 2**20  # of values that were made again; the latest one is always kept
+
+
+class Reading:
+    """The forward pass of one text, with or without interventions.
+
+    Kept are the logits and what each block reads; everything inside a block is made again when it
+    is asked for, one block at a time, by one program for all blocks of a length.
+
+    Attributes:
+        model: whose pass it is.
+        ids: int32 [seq], the text's tokens.
+        interventions: the edits, or none of them.
+        logits: float32 [seq, vocab].
+        residuals: float32 [layers + 1, seq, d_model], what each block reads (resid_pre), and what
+            the last one leaves.
+
+    Raises:
+        ValueError: tokens that don't fit; a logit that is NaN (the message names the site).
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Int[np.ndarray, "seq"],
+        interventions: Interventions | None = None,
+    ):
+        self.model = model
+        self.ids = ids
+        self.interventions = interventions or Interventions.none(model, len(ids))
+        layers = model.config.num_layers
+        names = [f"blocks.{layer}.resid_pre" for layer in range(layers)]
+        names.append(f"blocks.{layers - 1}.resid_post")
+        logits, values = run(model, ids, self.interventions, names)
+        self.logits = np.asarray(logits, np.float32)
+        self.residuals = np.stack([np.asarray(values[name], np.float32) for name in names])
+        self._made: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def inside(self, layer: int, site: str) -> np.ndarray:
+        """A value inside a block, float32 without padding: "attn.pattern" is [heads, seq, kv_seq].
+
+        Args:
+            layer: counted from 0.
+            site: as in `gptj_lab.model.sites`, without "blocks.N.".
+        """
+        if site == "resid_pre":
+            return self.residuals[layer]
+        if (layer, site) not in self._made:
+            self._made[layer, site] = self._make(layer, site)
+        self._made.move_to_end((layer, site))
+        while len(self._made) > 1 and sum(v.nbytes for v in self._made.values()) > _KEPT_BYTES:
+            self._made.popitem(last=False)
+        return self._made[layer, site]
+
+    def pattern(self, layer: int) -> Float[np.ndarray, "heads seq kv_seq"]:
+        """How much each token reads of those before it, for every head of a layer."""
+        return self.inside(layer, "attn.pattern")
+
+    def logprobs(self, position: int) -> Float[np.ndarray, "vocab"]:
+        """Of the next token after a position, in nats."""
+        return log_softmax(self.logits[position])
+
+    @functools.cached_property
+    def token_logprobs(self) -> Float[np.ndarray, "seq"]:
+        """Of each token given those before it, in nats; NaN for the first."""
+        told = np.full(len(self.ids), np.nan, np.float32)
+        for position, token in enumerate(self.ids[1:]):  # row by row: no second [seq, vocab]
+            told[position + 1] = self.logprobs(position)[token]
+        return told
+
+    @functools.cached_property
+    def overview(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "layers heads tiles kv_tiles"], Float[np.ndarray, "scores layers heads"]
+    ]:
+        """Every pattern pooled to a thumbnail, and every head's scores; no pattern is sent."""
+        seq, padded = len(self.ids), self.interventions.seq
+        side = min(seq, encoding.THUMBNAIL)
+        starts = np.array(encoding.bounds(seq, side), np.int32)
+        stops = np.append(starts[1:], seq)
+        fill = (0, encoding.THUMBNAIL - side)
+        tiles = np.pad(starts, fill), np.pad(stops, fill, constant_values=1)
+        ids, queries = np.pad(self.ids, (0, padded - seq)), np.arange(padded) < seq
+        small, told = [], []
+        for layer in range(self.model.config.num_layers):
+            found = _overview(*self._block(layer), ids, queries, *tiles)
+            pooled, of_heads = map(distributed.gather, found)
+            small.append(pooled[:, :side, :side])
+            told.append(of_heads)
+        return np.stack(small), np.stack(told, 1)
+
+    def _make(self, layer: int, site: str) -> np.ndarray:
+        seq = len(self.ids)
+        value = distributed.gather(_inside(*self._block(layer), site)[0])
+        value = value[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else value[:seq]
+        return value.astype(np.float32)
+
+    def _block(self, layer: int) -> tuple[Any, Any, Any, Interventions]:
+        """What makes a block's inside again: graph, weights, what it reads, its edits."""
+        graph, state = nnx.split(self.model.network.blocks[layer])
+        x = passes.rows_of(self.model, self.residuals[layer])
+        return graph, state, x, _of_layer(self.interventions, layer)
+
+
+def log_softmax(logits: Float[np.ndarray, "*rows vocab"]) -> Float[np.ndarray, "*rows vocab"]:
+    """Log-probabilities in nats."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _of_layer(interventions: Interventions, layer: int) -> Interventions:
+    """The edits of one layer in layer 0's place, so that one program does for every layer."""
+    edges = interventions.edges
+    here = edges[:, :1] == layer
+    zero = np.zeros_like(edges[:, :1])
+    moved = np.where(here, np.concatenate([zero, edges[:, 1:]], axis=1), -1).astype(np.int32)
+    names = ("keep", "gain", "slots", "head_keep", "head_gain", "head_slots")
+    rolled = {name: np.roll(getattr(interventions, name), -layer, axis=1) for name in names}
+    slots = np.roll(interventions.pattern_slots, -layer, axis=0)
+    return dataclasses.replace(interventions, edges=moved, pattern_slots=slots, **rolled)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "wanted"))
+def _inside(
+    graph: Any, state: Any, x: Float[Array, "batch seq d_model"], edits: Any, wanted: str
+) -> Array:
+    """A site's value [batch, ...] inside a block that reads x; what it doesn't need is left out."""
+    block = nnx.merge(graph, state)
+    site = Edits(edits, wanted=(f"blocks.0.{wanted}",))
+
+    def inside(name: str, value: jax.Array) -> jax.Array:
+        return value if name == "resid_pre" else site(f"blocks.0.{name}", value)  # edited already
+
+    places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    block(x, places, None, inside)
+    return site.values[f"blocks.0.{wanted}"]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _overview(
+    graph: Any,
+    state: Any,
+    x: Float[Array, "batch seq d_model"],
+    edits: Any,
+    ids: Int[Array, "seq"],
+    queries: Bool[Array, "seq"],
+    starts: Int[Array, "tiles"],
+    stops: Int[Array, "tiles"],
+) -> tuple[Float[Array, "heads tiles kv_tiles"], Float[Array, "scores heads"]]:
+    """The largest weight of each tile, and the scores, of a block's heads."""
+    pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
+    widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
+    within = jnp.minimum(starts[:, None] + jnp.arange(widest), stops[:, None] - 1)
+    rows = pattern[:, within].max(2)
+    return rows[:, :, within].max(3), scores(pattern, ids, queries)

@@ -1,0 +1,337 @@
+// explorer.js with a fake document and a fake kernel: protocol, latest wins, keys, texts, stop.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { kernel, NAUGHTY, pattern } from "./explorer_kernel.mjs";
+import { Node, module, page } from "./page.mjs";
+
+const { source, view } = await module("explorer");
+
+function setup(options = {}) {
+  const doc = page();
+  const el = new Node("div", doc);
+  const k = kernel(options);
+  const close = view.default.render({ model: k.model, el });
+  const root = el.get("gptj-explorer");
+  const ops = () => k.sent.map((each) => each.op);
+  const last = (op) => k.sent.filter((each) => each.op === op).at(-1);
+  const key = (node, name, more = {}) => node.fire("keydown", { key: name, ...more });
+  const button = (text) => root.all("gx-small").concat(root.all("gx-primary")).find((each) => each.textContent === text);
+  const tab = (i) => root.all("gx-tab")[i].fire("click");
+  return { doc, el, root, k, close, ops, last, key, button, tab };
+}
+const line = (root) => root.get("gx-line").textContent;
+
+test("it says hello, then asks for one layer, the next tokens and the open panel: no more", () => {
+  const { close, ops, root, k } = setup();
+  assert.deepEqual(ops().slice(0, 1), ["hello"]);
+  assert.deepEqual(new Set(ops()), new Set(["hello", "pattern", "next", "lens"]));
+  assert.equal(k.sent.filter((each) => each.op === "pattern").length, 1);
+  assert.ok(k.sent.slice(1).every((each) => each.run === 1));
+  assert.equal(root.all("gx-cell").length, 12);
+  assert.equal(root.all("gx-token").length, 10);
+  assert.equal(root.get("gx-next").children.length, 10);
+  close();
+});
+
+test("the latest wins: one message in flight a pane, of those that wait the newest goes, late answers are dropped", () => {
+  const sent = [];
+  const failures = [];
+  const mail = view.mailbox({ send: (message) => sent.push(message) }, "me", (message) => failures.push(message.text));
+  const got = [];
+  for (const n of [1, 2, 3]) mail.ask({ op: "x", n }, "f", (message, values) => got.push([n, values[0]]));
+  mail.ask({ op: "y" }, "u", () => got.push("y"));
+  assert.deepEqual(sent.map((each) => [each.op, each.n]), [["x", 1], ["y", undefined]]);
+  const floats = (v) => [new DataView(Float32Array.of(v).buffer)];
+  mail.receive({ op: "x", req: sent[0].req }, floats(1));
+  assert.deepEqual(got, [], "1 was overtaken");
+  assert.equal(sent.at(-1).n, 3, "2 was never sent");
+  mail.receive({ op: "x", req: sent[0].req }, floats(1));
+  mail.receive({ op: "x", req: sent.at(-1).req, part: 0, parts: 2 }, floats(3));
+  assert.ok(mail.waiting());
+  mail.receive({ op: "x", req: sent.at(-1).req, part: 1, parts: 2 }, floats(4));
+  assert.deepEqual(got, [[3, 3], [3, 4]]);
+  mail.receive({ op: "error", req: sent[1].req, text: "no" });
+  assert.deepEqual(failures, ["no"]);
+  assert.ok(!mail.waiting());
+});
+
+test("companded triangles: the weight that is shown is the array's within half a step", () => {
+  const T = 7;
+  const p = pattern(1);
+  const rows = Array.from({ length: T }, (_, r) => Array.from({ length: r + 1 }, (_, c) => p(2, r, c)));
+  const shares = rows.map((row) => row.map((v) => v / row.reduce((a, b) => a + b, 0)));
+  const bytes = Uint8Array.from(shares.flat(), (v) => Math.round(255 * Math.sqrt(v)));
+  const whole = view.square(bytes, T);
+  shares.forEach((row, r) => row.forEach((v, c) => {
+    assert.equal(whole[r * T + c], bytes[view.triangle(r, c)]);
+    assert.ok(Math.abs(view.weight(whole[r * T + c]) - v) < 0.0041, `${r} ${c}`);
+  }));
+  const free = view.combine([bytes], T, { sink: true });
+  for (let r = 1; r < T; r++) {
+    const sum = Array.from({ length: r }, (_, i) => view.weight(free[r * T + i + 1])).reduce((a, b) => a + b, 0);
+    assert.ok(Math.abs(sum - 1) < 0.03, `row ${r} adds up to ${sum}`);
+  }
+  const share = shares.slice(1).reduce((sum, row) => sum + row[0], 0) / (T - 1);
+  assert.ok(Math.abs(view.sinkShare([bytes], T) - share) < 0.004);
+  const both = view.combine([bytes, new Uint8Array(bytes.length)], T, { reduce: "mean" });
+  assert.ok(Math.abs(view.weight(both[3 * T + 2]) - shares[3][2] / 2) < 0.004);
+  assert.equal(view.combine([bytes, new Uint8Array(bytes.length)], T, { reduce: "max" })[3 * T + 2], bytes[view.triangle(3, 2)]);
+});
+
+test("keys walk over the heads; a switches off, u takes it back, all as data in one message", () => {
+  const { root, k, key, last, close, doc } = setup();
+  const cells = root.all("gx-cell");
+  cells[0].focus();
+  key(cells[0], "ArrowDown");
+  assert.equal(doc.active, cells[4]);
+  key(cells[4], "ArrowRight");
+  key(cells[5], "End");
+  assert.equal(doc.active, cells[7]);
+  key(cells[7], "ArrowRight");
+  assert.equal(doc.active, cells[7], "a row ends");
+  assert.match(root.all("gx-title").map((each) => each.textContent).join("|"), /Layer 1, head 3/);
+  assert.equal(cells.filter((each) => each.tabIndex === 0).length, 1);
+  assert.equal(cells.filter((each) => each.attributes["aria-selected"] === "true").length, 1);
+  key(cells[7], "a");
+  assert.deepEqual(last("intervene").interventions.map(({ kind, layer, head, how }) => [kind, layer, head, how]), [["head", 1, 3, "zero"]]);
+  assert.equal(cells[7].textContent, "✕");
+  assert.equal(root.all("gx-chip").length, 1);
+  assert.match(root.get("gx-next").textContent, /was/);
+  assert.match(root.get("gx-next-pane").textContent, /KL from before: 0\.1234 nats/);
+  key(cells[7], "l");
+  assert.equal(last("intervene").interventions.length, 2);
+  key(cells[7], "u");
+  key(cells[7], "u");
+  assert.deepEqual(last("intervene").interventions, []);
+  assert.notEqual(cells[7].textContent, "✕");
+  assert.deepEqual(k.traits.selection.layer, 1);
+  close();
+});
+
+test("the matrix: arrows stay below the diagonal, Enter holds and asks for the exact row, pointing asks nothing", () => {
+  const { root, k, key, last, close } = setup();
+  const matrix = root.get("gx-heat");
+  const before = k.sent.length;
+  matrix.fire("pointermove", { clientX: 84 + 2.5 * 32, clientY: 88 + 5.5 * 32 });
+  assert.equal(k.sent.length, before, "no message for pointing");
+  assert.match(line(root), /Layer 0 head 0: '␣mat' \(5\) reads [\d.]+ % from '␣sat' \(2\)/);
+  const said = Number(/reads ([\d.]+) %/.exec(line(root))[1]) / 100;
+  const row = Array.from({ length: 6 }, (_, c) => pattern(0)(0, 5, c));
+  assert.ok(Math.abs(said - row[2] / row.reduce((a, b) => a + b, 0)) < 0.005);
+  for (let i = 0; i < 9; i++) key(matrix, "ArrowRight");
+  assert.match(line(root), /\(5\) reads .* from '␣mat' \(5\)/, "not into the future");
+  key(matrix, "ArrowLeft");
+  key(matrix, "Enter");
+  assert.deepEqual([last("exact").query, last("exact").layer], [5, 0]);
+  assert.match(line(root), /reads 16\.667 % from '␣the' \(4\)/);
+  matrix.fire("pointermove", { clientX: 90, clientY: 80 });
+  assert.match(line(root), /\(5\) reads/, "held");
+  key(matrix, "x");
+  assert.deepEqual((({ kind, query, key: k2 }) => [kind, query, k2])(last("intervene").interventions[0]), ["edge", 5, 4]);
+  close();
+});
+
+test("sort, colour and selection of several heads", () => {
+  const { root, k, key, close } = setup();
+  const [score] = root.all("gx-control").map((each) => each.input).filter((each) => each?.children.some((o) => o.value === "entropy"));
+  score.value = "entropy";
+  score.fire("change");
+  assert.equal(root.get("gx-best").all("gx-link").length, 6);
+  const sort = root.all("gx-control").find((each) => each.textContent === "sort").input;
+  sort.checked = true;
+  sort.fire("change");
+  const scores = root.all("gx-cell").map((each) => Number(/entropy ([\d.]+)/.exec(each.attributes["aria-label"])[1]));
+  assert.deepEqual(scores, [...scores].sort((a, b) => b - a));
+  const cells = root.all("gx-cell");
+  key(cells[1], " ");
+  key(cells[2], " ");
+  assert.match(root.all("gx-title").map((each) => each.textContent).join("|"), /Mean of 2 heads/);
+  assert.deepEqual(view.order(1, 4, [0.1, NaN, 0.3, 0.3], true), [2, 3, 0, 1]);
+  assert.equal(k.sent.filter((each) => each.op === "pattern").length, new Set(k.sent.filter((each) => each.op === "pattern").map((each) => each.layer)).size);
+  close();
+});
+
+test("typing runs once it rests; what is typed is not a shortcut; Ctrl+Enter runs at once", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { root, k, key, ops, close } = setup();
+  const prompt = root.get("gx-prompt");
+  const runs = () => ops().filter((each) => each === "run").length;
+  for (const text of ["a", "ab", "abc"]) {
+    prompt.value = text;
+    prompt.fire("input");
+    t.mock.timers.tick(100);
+  }
+  assert.equal(runs(), 0);
+  t.mock.timers.tick(400);
+  assert.equal(runs(), 1);
+  assert.equal(k.sent.filter((each) => each.op === "run").at(-1).prompt, "abc");
+  const before = k.sent.length;
+  for (const name of ["a", "p", "u", "x", "?"]) key(prompt, name);
+  assert.equal(k.sent.length, before);
+  key(prompt, "Enter", { ctrlKey: true });
+  assert.equal(runs(), 2);
+  close();
+});
+
+test("texts are never markup: tokens, names, code, errors", () => {
+  const { root, k, key, close } = setup({ tokens: [NAUGHTY, "b", "<b>c</b>"] });
+  assert.ok(root.get("gx-strip").textContent.includes(NAUGHTY));
+  assert.ok(root.get("gx-next").textContent.includes(NAUGHTY));
+  assert.ok(root.get("gx-lens").textContent.length > 10);
+  key(root, "c");
+  assert.ok(root.get("gx-code").textContent.includes(NAUGHTY));
+  k.answers.pattern = () => [{ op: "error", text: NAUGHTY }, []];
+  key(root, "]");
+  assert.equal(root.get("gptj-alert").textContent, NAUGHTY);
+  assert.ok(!/innerHTML|outerHTML|insertAdjacentHTML|document\.write/.test(source));
+  close();
+});
+
+test("lens: rows from the output down, followed tokens as lines, an arrow at the border moves on", () => {
+  const { root, k, key, last, close } = setup();
+  const lens = root.get("gx-lens");
+  assert.equal(lens.all("gx-lens-cell").length, 4 * 10);
+  assert.equal(lens.all("gx-row")[1].children[0].textContent, "out");
+  assert.equal(lens.all("gx-lens-cell").filter((each) => each.tabIndex === 0).length, 1);
+  root.get("gx-next").all("gx-link")[1].fire("click");
+  assert.deepEqual(last("lens_of").ids, [1]);
+  assert.equal(k.traits.view.pins.length, 1);
+  assert.ok(root.get("gx-plots").textContent.includes("rank (1 = likeliest)"));
+  assert.match(root.get("gx-plots").textContent, /● ␣cat/);
+  const cells = lens.all("gx-lens-cell");
+  const chosen = cells.find((each) => each.tabIndex === 0);
+  key(chosen, "ArrowLeft");
+  assert.equal(last("next").position, 8);
+  close();
+});
+
+test("attribution prints the sum and its check; the waterfall's steps add up", () => {
+  const { root, tab, last, close } = setup();
+  tab(1);
+  assert.equal(last("attribute").position, 9);
+  assert.match(root.get("gx-sum").textContent, /Σ of 18 parts = ([−-]?[\d.]+), logit of '␣cat' = \1.*✓/);
+  const steps = view.waterfall([{ name: "a", value: 3 }, { name: "b", value: -5 }, { name: "c", value: 1 }, { name: "d", value: 0.5 }], 2);
+  assert.deepEqual(steps.map((each) => each.name), ["b", "a", "2 others"]);
+  assert.equal(steps.at(-1).to, -0.5);
+  for (let i = 1; i < steps.length; i++) assert.equal(steps[i].from, steps[i - 1].to);
+  assert.ok(steps.every((each) => each.left >= 0 && each.right <= 1));
+  close();
+});
+
+test("a sweep is pulled; stop asks no more", () => {
+  const { root, k, tab, button, close, ops } = setup({ late: false });
+  tab(2);
+  k.answers.sweep_next = (m) => {
+    const asked = ops().filter((each) => each === "sweep_next").length;
+    if (asked === 2) button("Stop").fire("click");
+    return [{ op: "sweep", sweep: m.sweep, from: 0, done: asked, total: 30 }, [Float32Array.of(0.5)]];
+  };
+  button("Start").fire("click");
+  assert.equal(ops().filter((each) => each === "sweep_next").length, 2);
+  assert.ok(button("Start"));
+  assert.match(root.get("gx-sentence").textContent, /Stopped at 1 of 30/);
+  close();
+});
+
+test("generation is pulled; stop asks no more and tells the kernel", () => {
+  const { k, tab, button, close, ops } = setup();
+  tab(4);
+  k.answers.generate_next = () => {
+    if (ops().filter((each) => each === "generate_next").length === 3) button("Stop").fire("click");
+    return [{ op: "generated", names: {}, ids: [1], last: false }, [Float32Array.of(-1)]];
+  };
+  button("Continue the prompt").fire("click");
+  assert.equal(ops().filter((each) => each === "generate_next").length, 3);
+  assert.equal(ops().filter((each) => each === "generate_stop").length, 1);
+  assert.equal(ops().at(-1) === "generate_next", false);
+  close();
+});
+
+test("the scrubber tells with what probability a token came", () => {
+  const { root, k, tab, close } = setup();
+  const own = k.answers.run;
+  k.answers.run = k.answers.hello = () => {
+    const [message, buffers] = own({ prompt: "x" });
+    return [{ ...message, prompt_tokens: 6 }, buffers];
+  };
+  k.reply({ op: "changed", req: "" });
+  tab(4);
+  const slider = root.get("gx-scrub").children[0].input;
+  assert.deepEqual([slider.attributes.min ?? slider.min, slider.max], ["5", "9"]);
+  slider.value = "6";
+  slider.fire("input");
+  assert.match(root.all("gx-sentence").at(-1).textContent, /At step 2 .*'␣the' came with 8\.2 %/);
+  close();
+});
+
+test("compare: B's prompt, three matrices, heads that moved become a score", () => {
+  const { root, k, tab, button, last, close } = setup();
+  tab(3);
+  const prompt = root.all("gx-prompt").at(-1);
+  prompt.value = "another";
+  button("Run A and B").fire("click");
+  assert.equal(last("run").prompt_b, "another");
+  assert.deepEqual(k.sent.filter((each) => each.op === "pattern").map((each) => each.of).slice(-2), ["b", "b-a"]);
+  assert.match(root.get("gx-panel").textContent, /Head 1\.2 moved most/);
+  root.get("gx-panel").all("gx-link")[0].fire("click");
+  assert.deepEqual([k.traits.selection.layer, k.traits.selection.head], [1, 2]);
+  close();
+});
+
+test("every panel opens, and is one of tabs that arrows walk", () => {
+  const { root, key, close, tab } = setup();
+  root.all("gx-tab").forEach((each, i) => {
+    tab(i);
+    assert.equal(root.all("gx-tab").filter((b) => b.attributes["aria-selected"] === "true").length, 1);
+    assert.ok(root.get("gx-panel").textContent.length > 20, each.textContent);
+  });
+  key(root.all("gx-tab")[6], "Home");
+  assert.equal(root.all("gx-tab")[0].attributes["aria-selected"], "true");
+  assert.equal(root.get("gptj-alert").hidden, true);
+  close();
+});
+
+test("stale weights grey the view until it is run again; an outdated run says hello", () => {
+  const { root, k, ops, key, close, button } = setup();
+  k.traits.stale = "The weights have changed.";
+  k.fire("change:stale");
+  assert.equal(root.dataset.stale, "true");
+  assert.equal(root.get("gptj-alert").textContent, "The weights have changed.");
+  button("Run again").fire("click");
+  assert.equal(root.dataset.stale, "false");
+  const own = k.answers.pattern;
+  k.answers.pattern = () => [{ op: "outdated", run: 9 }, []];
+  const hellos = ops().filter((each) => each === "hello").length;
+  k.answers.hello = () => { k.answers.pattern = own; return k.answers.run({ prompt: "x" }); };
+  key(root, "]");
+  assert.equal(ops().filter((each) => each === "hello").length, hellos + 1);
+  k.reply({ op: "changed", req: "" });
+  assert.equal(ops().filter((each) => each === "hello").length, hellos + 2);
+  close();
+});
+
+test("what Python selects is shown; a closed view lets go", () => {
+  const { doc, root, k, close } = setup();
+  k.traits.selection = { layer: 2, head: 1, query: 4, key: 2, of: "a" };
+  k.fire("change:selection");
+  assert.match(line(root), /Layer 2 head 1: '␣the' \(4\) reads .* from '␣sat' \(2\)/);
+  close();
+  assert.ok(Object.values(k.handlers).every((each) => each.length === 0));
+  assert.ok(doc.disconnected);
+});
+
+test("zoom, layout and pooling", () => {
+  assert.deepEqual(view.part(100, 4, 50), [38, 63]);
+  assert.deepEqual(view.part(100, 4, 99), [75, 100]);
+  assert.deepEqual(view.part(3, 8, 1), [0, 3]);
+  const { n, m, found } = view.pool({ q: (r, c) => (c > r ? -1 : r * 10 + c) }, [0, 4], [0, 4], 2);
+  assert.deepEqual([n, m, ...found], [2, 2, 11, -1, 31, 33]);
+  assert.deepEqual([...view.pool({ zero: 128, q: (r, c) => [128, 10, 200, 130][c] }, [0, 1], [0, 4], 4).found], [10]);
+  const place = view.layout(400, 10, 10);
+  assert.ok(place.left + 10 * place.w <= 400);
+  assert.equal(view.around(0, 1), 128);
+  assert.deepEqual([view.around(5, 1), view.around(-5, 1), view.around(NaN, 1)], [255, 1, -1]);
+});
+
+test("the module is at most 60 KB", { skip: !process.env.GPTJ_LAB_PACKED }, () => assert.ok(source.length <= 60_000, `${source.length} bytes`));
