@@ -179,6 +179,6 @@ def _overview(
     """The largest weight of each tile, and the scores, of a block's heads."""
     pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
     widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
-    within = jnp.minimum(starts[:, None] + jnp.arange(widest), stops[:, None] - 1)
+    within = jnp.minimum(starts[:, None] + jnp.arange(widest)[None], stops[:, None] - 1)
     rows = pattern[:, within].max(2)
     return rows[:, :, within].max(3), scores(pattern, ids, queries)
