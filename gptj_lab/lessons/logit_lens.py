@@ -100,11 +100,13 @@ def shares(answer: Mapping[str, float] | None, attribution: Attribution) -> Verd
     if abs(values["MLPs"] - float(attribution.mlps.sum())) > 1e-3:
         return not_yet("`MLPs` is the sum over all layers, without their output biases")
     off = sum(values.values()) - attribution.logit
+    if abs(off) <= 1e-3:
+        return right(
+            f"the four sum to the model's own {attribution.logit:.4f}, {abs(off):.0e} off."
+        )
     if abs(off + attribution.head_bias) < 1e-3 < abs(attribution.head_bias):
         return not_yet("the unembedding's own bias is missing among the biases")
     if abs(off + float(attribution.mlp_biases.sum())) < 1e-3:
         return not_yet("the MLPs' output biases are missing among the biases")
-    if abs(off) > 1e-3:
-        return not_yet(f"the four sum to {attribution.logit + off:.4f}, but the model's logit is "
-                       f"{attribution.logit:.4f}: which bias is missing?")  # fmt: skip
-    return right(f"the four sum to the model's own {attribution.logit:.4f}, {abs(off):.0e} off.")
+    return not_yet(f"the four sum to {attribution.logit + off:.4f}, but the model's logit is "
+                   f"{attribution.logit:.4f}: which bias is missing?")  # fmt: skip

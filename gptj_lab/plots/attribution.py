@@ -101,7 +101,7 @@ def token_values(
     """
     numbers = np.asarray(values, np.float32)
     style.check_length("tokens", len(tokens), len(numbers), "values")
-    a_row = 12
+    a_row = min(12, len(numbers))
     rows = -(-len(numbers) // a_row)
     filled = np.full(rows * a_row, np.nan, np.float32)
     filled[: len(numbers)] = numbers
@@ -110,7 +110,7 @@ def token_values(
     ]
     told = ", ".join(f"{style.label(tokens[i])!r} (token {i}) {numbers[i]:.3g}" for i in ranked)
     said = style.told(f"{name} of {len(tokens)} tokens", title, f"Largest: {told or 'none'}")
-    figure = style.picture(9.4, 0.9 + 0.45 * rows, said)
+    figure = style.picture(1.0 + 0.7 * a_row, 0.9 + 0.45 * rows, said)
     axes = figure.subplots()
     colours = (style.diverging() if signed else style.sequential()).with_extremes(bad="white")
     norm = style.around_zero(numbers) if signed else style.up_to_most(numbers)

@@ -22,12 +22,12 @@ def logit_lens_table(
     name: str = "probability",
     title: str = "",
 ) -> Picture:
-    """The likeliest next token at every position after every layer, the last layer on top.
+    """The likeliest next token at every position, as the residual before each block says it.
 
     Args:
         texts: the token of each cell, as people should see it, [rows][positions].
         values: what colours the cell, such as its probability.
-        rows: labels, from the first layer to the output.
+        rows: labels: the blocks' numbers, from below, and the output.
         tokens: the prompt's, one a position.
 
     Raises:
@@ -60,7 +60,7 @@ def logit_lens_table(
                   color=style.ink_on(shown.to_rgba(np.asarray(value))))  # fmt: skip
     style.name_axis(axes, "x", tokens)
     style.name_axis(axes, "y", rows)
-    axes.set(xlabel="after the token", ylabel="after the layer")
+    axes.set(xlabel="after the token", ylabel="before block")
     figure.colorbar(shown, ax=axes, label=name, aspect=30)
     axes.set_title(title, size=10, parse_math=False)
     return figure
@@ -112,21 +112,40 @@ def lines_over_layers(
     said = style.told(f"{name} from {rows[0]} to {rows[-1]}: {told}", title)
     figure = style.picture(6.4, 3.2, said)
     axes = figure.subplots()
+    named = _ends_apart([float(curve[-1]) for curve in curves.values()], curves, log)
     for i, (key, curve) in enumerate(curves.items()):
         colour, dashes, mark = style.LINES[i % len(style.LINES)]
         points = np.asarray(curve, np.float32)
-        axes.plot(points, color=colour, linestyle=dashes, marker=mark, markersize=5)
+        (line,) = axes.plot(points, color=colour, linestyle=dashes, marker=mark, markersize=5)
+        if not named:
+            line.set_label(style.label(key, 24))
+            continue
         axes.annotate(
             style.label(key, 24), (len(points) - 1, float(points[-1])), (7, 0),
             textcoords="offset points", va="center", size=8, color=colour, parse_math=False,
             annotation_clip=False,
         )  # fmt: skip
+    if not named:
+        for text in axes.legend(frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)
     style.name_axis(axes, "x", rows)
     if log:
         axes.set_yscale("log")
-    axes.set(xlabel="after the layer")
+    axes.set(xlabel="before block")
     axes.set_ylabel(name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, size=10, parse_math=False)
     return figure
+
+
+def _ends_apart(
+    ends: list[float], curves: Mapping[str, Sequence[float] | style.Numbers], log: bool
+) -> bool:
+    """Whether names at the lines' ends would not lie upon one another."""
+    every = np.concatenate([np.asarray(curve, np.float64).ravel() for curve in curves.values()])
+    places, low, high = np.sort(ends), np.nanmin(every), np.nanmax(every)
+    if log:
+        places, low, high = np.log([places, [low] * len(ends), [high] * len(ends)])
+    least = 0.07 * float(np.max(high - low))
+    return len(ends) < 2 or bool((np.diff(places) >= least).all())

@@ -170,6 +170,16 @@ def test_the_6b_notebook_plans_loads_prompts_and_keeps(colab, tmp_path):
     assert text == pocket.generate("Once upon a time", max_new_tokens=20, temperature=0)[0].text
 
 
+def test_the_inside_notebook_looks_into_pocket(colab):
+    notebook = nbformat.read(ROOT / "colab" / "inside_gptj_6b.ipynb", as_version=4)
+    shown = under_the_rules(with_pocket(notebook), colab)
+    for words in (
+        "pocket in int8, generate", "It fits", "Read after", "Trace(", "Rank of the answer",
+        "48 heads patched", "Explorer of pocket", "import Interventions, run",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
 def under_the_rules(notebook, colab) -> str:
     """All that a notebook shows as it runs on Colab, where it tells the runtime and has a view."""
     calls = colab(notebook)

@@ -130,6 +130,14 @@ def test_ranks_are_told_from_one_and_the_best_is_on_top():
     assert bottom > top and "10 to 1" in plots.alt_text(figure)
 
 
+def test_lines_are_named_at_their_ends_or_where_these_meet_in_a_legend():
+    apart = plots.lines_over_layers({"a": [0, 1, 2, 9], "$b$": [0, 1, 2, 3]}, ROWS, "nats")
+    assert apart.axes[0].get_legend() is None and texts(apart) == "a $b$"
+    meet = plots.lines_over_layers({"a": [9.0, 1, 2, 0], "$b$": [4.0, 1, 2, 0]}, ROWS, "nats")
+    assert [each.get_text() for each in meet.axes[0].get_legend().get_texts()] == ["a", "$b$"]
+    plots.png(meet)
+
+
 def test_the_lens_says_when_the_answer_changes():
     figure = plots.logit_lens_table([["a"], ["b"], ["b"], ["c"]], numbers(4, 1), ROWS, ["x"])
     assert "'a' from embed on, 'b' from 0 on, 'c' from 2 on" in plots.alt_text(figure)
