@@ -38,7 +38,7 @@ def explore(lab, browser):
         page = browser.new_page(viewport={"width": 1500, "height": 1300})
         page.set_default_timeout(120_000)
         page.sent = []  # what the page tells the kernel
-        page.on("websocket", lambda ws: ws.on("framesent", page.sent.append))
+        page.on("websocket", lambda ws: ws.on("framesent", lambda f: page.sent.append(f)))
         where = {"lab": f"lab/workspaces/{name}/tree", "notebook": "notebooks"}[host]
         page.goto(f"{address}/{where}/{name}.ipynb?token={token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
