@@ -2,25 +2,21 @@
 
 The residual stream is a sum, and the logit is linear in it once the final LayerNorm's standard
 deviation is frozen at its value: so every part has a share, and the shares add up to the logit
-(Elhage et al. 2021; Nostalgebraist's and TransformerLens' "logit attribution").
+(Elhage et al. 2021).
 """
 
 import dataclasses
-import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.lens import inputs, weights
-from gptj_lab.model import sites
-from gptj_lab.model.transformer import Transformer
+from gptj_lab.lens import inputs
+from gptj_lab.lens.edits import STREAMS
+from gptj_lab.lens.interventions import Interventions, check_fits
+from gptj_lab.lens.shares import shares_of
 
 TOLERANCE = 1e-4  # logits; what the sum may differ by in float32
-_EXACT = jax.lax.Precision.HIGHEST
 _SHOWN = 10  # parts that a repr lists
 
 
@@ -36,12 +32,15 @@ class Attribution:
         embed: share of the token embedding.
         position_embed: share of the learned position; 0 where positions are rotary.
         heads: float32 [layers, heads], what each head wrote, its value bias included.
-        heads_by_token: float32 [layers, heads, seq], the same by the token it was read from.
+        heads_by_token: float32 [layers, heads, seq], the same by the token it was read from (as
+            the head's pattern has it: an intervention on its z isn't split up).
         attention_biases: float32 [layers], of attention's output bias; 0 where there is none.
         mlps: float32 [layers], what each MLP wrote without its output bias.
         mlp_biases: float32 [layers], of that bias.
         final_bias: share of the final LayerNorm's bias.
         head_bias: the unembedding's own bias; 0 where there is none.
+        edits: share of what interventions put into the residual stream itself, in place of what the
+            parts had written; 0 without any.
         scale: 1 / standard deviation in the final LayerNorm, frozen.
         logit: the model's own logit (or difference), from its forward pass.
         dtype: of the activations.
@@ -62,6 +61,7 @@ class Attribution:
     mlp_biases: Float[np.ndarray, "layers"]
     final_bias: float
     head_bias: float
+    edits: float
     scale: float
     logit: float
     dtype: str
@@ -82,7 +82,8 @@ class Attribution:
             parts[f"L{layer} MLP"] = float(self.mlps[layer])
             parts[f"L{layer} MLP bias"] = float(self.mlp_biases[layer])
         parts["final LayerNorm bias"] = self.final_bias
-        return parts | ({"head bias": self.head_bias} if self.head_bias else {})
+        last = {"head bias": self.head_bias, "interventions": self.edits}
+        return parts | {name: share for name, share in last.items() if share}
 
     @property
     def total(self) -> float:
@@ -120,6 +121,7 @@ def attribute(
     token: str | int,
     other: str | int | None = None,
     position: int = -1,
+    interventions: Interventions | None = None,
 ) -> Attribution:
     """The shares of `token`'s logit after a prompt, or of its lead over `other`.
 
@@ -129,10 +131,11 @@ def attribute(
         token: the text of one token (" cat") or its id.
         other: a second token, whose logit is subtracted; shares that both have then cancel.
         position: the token after which the logit is read; negative ones count from the end.
+        interventions: under which the logit is split up; all but edits of final_ln are possible.
 
     Raises:
-        ValueError: more or less than one token, a position or id that isn't there, or a prompt
-            that doesn't fit the context.
+        ValueError: more or less than one token, a position or id that isn't there, a prompt that
+            doesn't fit the context, or interventions that don't fit the prompt.
     """
     ids = inputs.token_ids_of(model, prompt)
     position = inputs.position_of(position, len(ids))
@@ -140,10 +143,11 @@ def attribute(
     second = None if other is None else inputs.token_id_of(model, other, "other")
     pair = np.array([first, first if second is None else second], np.int32)
     minus = np.float32(second is not None)
-    graph, state = inputs.split(model)
-    shares = inputs.host(
-        _shares(graph, state, inputs.padded(model, ids), position, pair, minus, model.dtype)
-    )
+    rows = inputs.padded(model, ids)
+    if interventions is not None:
+        _check_linear(interventions, model, ids, rows.shape[1])
+    found = shares_of(*inputs.split(model), rows, position, pair, minus, interventions, model.dtype)
+    shares = inputs.host(found)
     shares["heads_by_token"] = shares["heads_by_token"][..., : len(ids)]
     tokens = inputs.display(model, ids)
     numbers: dict = {name: v if v.ndim else float(v) for name, v in shares.items()}
@@ -151,6 +155,22 @@ def attribute(
         tokens=tokens, token_ids=ids, position=position, token=first, other=second,
         subject=_subject(model, first, second, tokens, position), dtype=model.dtype, **numbers,
     )  # fmt: skip
+
+
+def _check_linear(interventions: Interventions, model: LanguageModel, ids, padded: int) -> None:
+    """Nothing, if the logit is still a sum of shares, and the interventions fit the prompt."""
+    check_fits(interventions, model, len(ids))
+    if interventions.seq != padded:
+        raise ValueError(
+            f"the interventions are for prompts padded to {interventions.seq} tokens, this one is "
+            f"padded to {padded}: make them with Interventions.none(model, {len(ids)})"
+        )
+    index = STREAMS.index("final_ln")
+    if (interventions.keep[index] != 1).any() or interventions.gain[index].any():
+        raise ValueError(
+            "the interventions edit final_ln, after which the logit is no sum of what parts wrote: "
+            "edit resid_post of the last block instead"
+        )
 
 
 def _subject(
@@ -161,74 +181,3 @@ def _subject(
         f"logit of {name} minus that of {model.tokenizer.display(other)}"
     )  # fmt: skip
     return f"{what}, after {tokens[position]} at position {position}"
-
-
-def direction(
-    network: Transformer, pair: Int[Array, "two"], minus: Float[Array, ""]
-) -> tuple[Float[Array, "d_model"], Float[Array, ""]]:
-    """The unembedding's row of pair[0] minus `minus` times that of pair[1], and of its bias."""
-    rows = weights.unembedding(network)[pair]
-    sign = jnp.stack([jnp.ones_like(minus), -minus])
-    bias = weights.bias(network.head)
-    shift = jnp.zeros(()) if bias is None else jnp.sum(bias[pair] * sign)
-    return jnp.sum(rows * sign[:, None], axis=0), shift
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def _shares(graph, state, token_ids, position, pair, minus, dtype) -> dict[str, jax.Array]:
-    network: Transformer = nnx.merge(graph, state)
-    wanted = ["embed", "position_embed"]
-    for name in ("attn.z", "attn.v", "attn.pattern", "mlp_out"):
-        wanted += [f"blocks.{layer}.{name}" for layer in range(len(network.blocks))]
-    seen = sites.Collector(wanted)
-    final, _ = network.hidden(token_ids, site=seen, dtype=dtype)
-    final = jax.lax.dynamic_slice_in_dim(final, position, 1, axis=1)
-    towards, head_bias = direction(network, pair, minus)
-    logits = network.unembed(final)[0, 0, pair]
-
-    wide = final[0, 0].astype(jnp.float32)
-    scale = jax.lax.rsqrt(wide.var() + network.final_ln.eps)
-    read = towards * weights.gain(network.final_ln)
-    read = scale * (read - read.mean())  # the LayerNorm takes the mean off what was written
-
-    def share(written: Float[Array, "d_model"]) -> Float[Array, ""]:
-        return jnp.dot(written.astype(jnp.float32), read, precision=_EXACT)
-
-    layers = [
-        _block_shares(block, read, share, functools.partial(_at, seen.values, i, position))
-        for i, block in enumerate(network.blocks)
-    ]
-    learned = seen.values.get("position_embed")
-    return {
-        "embed": share(seen.values["embed"][0, position]),
-        "position_embed": jnp.zeros(()) if learned is None else share(learned[0, position]),
-        **jax.tree.map(lambda *shares: jnp.stack(shares), *layers),
-        "final_bias": jnp.dot(
-            towards, network.final_ln.bias.get_value().astype(jnp.float32), precision=_EXACT
-        ),
-        "head_bias": head_bias,
-        "scale": scale,
-        "logit": logits[0] - minus * logits[1],
-    }
-
-
-def _at(values: dict[str, jax.Array], layer: int, position, name: str) -> jax.Array:
-    """A site's float32 value at the position; `attn.v` at every position."""
-    value = values[f"blocks.{layer}.{name}"][0].astype(jnp.float32)
-    if name == "attn.v":
-        return value
-    return value[:, position] if name == "attn.pattern" else value[position]
-
-
-def _block_shares(block, read, share, at) -> dict[str, jax.Array]:
-    pulled = weights.pulled_back(block.attn.out, read, block.attn.num_heads)
-    by_token = jnp.einsum("khd,hd->hk", at("attn.v"), pulled, precision=_EXACT)
-    attention_bias, mlp_bias = weights.bias(block.attn.out), weights.bias(block.mlp.fc_out)
-    from_bias = jnp.zeros(()) if mlp_bias is None else share(mlp_bias)
-    return {
-        "heads": jnp.einsum("hd,hd->h", at("attn.z"), pulled, precision=_EXACT),
-        "heads_by_token": by_token * at("attn.pattern"),
-        "attention_biases": jnp.zeros(()) if attention_bias is None else share(attention_bias),
-        "mlps": share(at("mlp_out")) - from_bias,
-        "mlp_biases": from_bias,
-    }

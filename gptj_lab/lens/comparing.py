@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs
+from gptj_lab.lens.prompts import check_same_length
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
 
@@ -80,7 +81,7 @@ def compare_prompts(
         ValueError: the prompts have different numbers of tokens; the message shows both.
     """
     first, second = inputs.token_ids_of(model, prompt), inputs.token_ids_of(model, other)
-    inputs.check_same_length(model, first, second)
+    check_same_length(model, first.tolist(), second.tolist(), ("first", "second"))
     return _compare(model, model, first, second)
 
 

@@ -67,22 +67,6 @@ def position_of(position: int, length: int) -> int:
     return position % length
 
 
-def check_same_length(
-    model: LanguageModel, first: Int[np.ndarray, "seq"], second: Int[np.ndarray, "other"]
-) -> None:
-    """Nothing, if two prompts have as many tokens; else a ValueError that shows where they part."""
-    if len(first) == len(second):
-        return
-    same = 0
-    while same < min(len(first), len(second)) and first[same] == second[same]:
-        same += 1
-    shown = [" ".join(display(model, ids[same : same + 8])) or "its end" for ids in (first, second)]
-    raise ValueError(
-        f"the prompts have {len(first)} and {len(second)} tokens; after {same} equal ones comes "
-        f"{shown[0]} in the first, {shown[1]} in the second: choose words of as many tokens"
-    )
-
-
 def check_layer(config: ModelConfig, layer: int) -> None:
     """Nothing, if the network has that block; else a ValueError that says which it has."""
     if not 0 <= layer < config.num_layers:

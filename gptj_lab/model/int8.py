@@ -73,6 +73,7 @@ def product(x: Float[Array, "*batch d_in"], weight: Int8Weight) -> Float[Array, 
     return scaled.reshape(*x.shape[:-1], scaled.shape[-1]).astype(x.dtype)
 
 
+@jax.checkpoint  # a gradient would keep every weight as floats until its way back
 def _whole(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
     return jnp.einsum("ri,oi->ro", x, values.astype(x.dtype))
 
@@ -83,6 +84,7 @@ def _by_tiles(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -
     steps = d_out // (_TILES * _TILE)
     whole = steps * _TILES * _TILE
 
+    @jax.checkpoint
     def step(tiles: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.einsum("oi,ri->or", t.astype(x.dtype), x) for t in tiles])
 

@@ -106,7 +106,8 @@ class Explorer(anywidget.AnyWidget):
             ValueError: a prompt that is empty or too long, or a NaN inside the model.
         """
         self._run(
-            self.prompt if prompt is None else prompt, self.prompt_b if prompt_b is None else prompt_b
+            self.prompt if prompt is None else prompt,
+            self.prompt_b if prompt_b is None else prompt_b,
         )
         self._changed()
 
@@ -169,10 +170,10 @@ class Explorer(anywidget.AnyWidget):
         Raises:
             ValueError: as `gptj_lab.lens.attribution.attribute`.
         """
-        reading = self._session.a
+        run = self._session.a
         if token is None:
-            token = int(reading.logits[position].argmax())
-        return attribution.attribute(self._session.model, reading.ids, token, minus, position)
+            token = int(run.logits[position].argmax())
+        return attribution.attribute(run.model, run.ids, token, minus, position, run.interventions)
 
     def sweep(
         self,
@@ -181,13 +182,17 @@ class Explorer(anywidget.AnyWidget):
         minus: int | None = None,
         position: int | None = None,
     ) -> Float[np.ndarray, "layers columns"]:
-        """A whole sweep: "resid_pre", "attn_out", "mlp_out", "heads", "ablate_heads", "ablate_mlps".
+        """A whole sweep, as `explorer_sweeps.Sweep` has it.
+
+        Args:
+            what: "resid_pre", "attn_out", "mlp_out" or "heads": A's values patched into B's run;
+                "ablate_heads" or "ablate_mlps": zeroed in A.
 
         Raises:
             ValueError: as `explorer_sweeps.Sweep`.
         """
         self._fresh()
-        return Sweep(self._session, what, token, minus, position, self._seconds).complete()
+        return Sweep(self._session, what, token, minus, position).complete()
 
     def generate(self, max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0) -> str:
         """Continues A's text and reads all of it: the text that was added."""
@@ -212,14 +217,13 @@ class Explorer(anywidget.AnyWidget):
         of = chosen["of"]
         run = session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
         query = len(run) - 1 if chosen["query"] is None else min(chosen["query"], len(run) - 1)
-        names = [score["name"] for score in explorer_answers.scores(session, "a")[1]]
-        grids = explorer_answers.scores(session, "a")[0]
+        grids, told = explorer_answers.scores(session, "a")
         return {
             "token_ids": session.a.ids,
             "logprobs": session.a.token_logprobs,
             "pattern": session.matrix(chosen["layer"], of),
             "logits": run.logits[query],
-            "scores": dict(zip(names, grids, strict=True)),
+            "scores": {score["name"]: grid for score, grid in zip(told, grids, strict=True)},
         }
 
     def code(self) -> str:
@@ -334,8 +338,8 @@ class Explorer(anywidget.AnyWidget):
     def _about(self) -> dict[str, Any]:
         session, config = self._session, self._session.model.config
         return {
-            "version": 1, "session": explorer_requests.SESSION, "name": session.model.name or "the model",
-            "family": config.family, "title": config.family_title, "layers": config.num_layers,
+            "version": 1, "session": explorer_requests.SESSION,
+            "name": session.model.name or "the model", "family": config.family, "title": config.family_title, "layers": config.num_layers,
             "heads": config.num_heads, "d_model": config.d_model, "d_head": config.d_head,
             "d_rotary": config.d_rotary, "context": config.context, "vocab": config.vocab_size,
             "parallel": config.parallel, "rotary": config.positions != "learned",

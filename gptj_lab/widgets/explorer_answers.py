@@ -51,7 +51,7 @@ def names(session: Session, *ids: Any) -> dict[str, Any]:
 def ran(session: Session) -> Answer:
     """Everything about a new run that doesn't depend on what is selected."""
     small = session.thumbnails("a")
-    scores, told = _scores(session, "a")
+    grids, told = scores(session, "a")
     follow = session.next_tokens(len(session.a) - 1)
     compare = None
     if session.b is not None:
@@ -72,7 +72,7 @@ def ran(session: Session) -> Answer:
     }  # fmt: skip
     likeliest = follow["ids"][:10]
     return content, [
-        u8(encoding.triangle(encoding.compand(small))), f4(scores), f4(session.a.token_logprobs),
+        u8(encoding.triangle(encoding.compand(small))), f4(grids), f4(session.a.token_logprobs),
         i4(likeliest), f4(follow["logprobs"]["a"][:10]),
     ]  # fmt: skip
 
@@ -107,8 +107,8 @@ def _thumbs(session: Session, asked: Message) -> Iterator[Answer]:
 
 def _told_scores(session: Session, asked: Message) -> Iterator[Answer]:
     of = asked.get("of", "a")
-    scores, told = _scores(session, of)
-    yield {"of": of, "scores": told}, [f4(scores)]
+    grids, told = scores(session, of)
+    yield {"of": of, "scores": told}, [f4(grids)]
 
 
 def _token(session: Session, asked: Message) -> Iterator[Answer]:
@@ -201,7 +201,9 @@ def _lens_of(session: Session, asked: Message) -> Iterator[Answer]:
 
 def _attribution(session: Session, asked: Message) -> Iterator[Answer]:
     reading, position, token, minus = _question(session, asked)
-    found = attribution.attribute(reading.model, reading.ids, token, minus, position)
+    found = attribution.attribute(
+        reading.model, reading.ids, token, minus, position, reading.interventions
+    )
     others = {"embed": found.embed}
     others |= {name: value for name, value in found.parts.items() if name.endswith("bias")}
     if found.position_embed:
@@ -220,6 +222,8 @@ def _attribution(session: Session, asked: Message) -> Iterator[Answer]:
 
 
 def _gradient(session: Session, asked: Message) -> Iterator[Answer]:
+    if asked.get("of") == "after":
+        raise ValueError("gradients are of a run without interventions: choose A or B")
     reading, position, token, minus = _question(session, asked)
     method = asked.get("method", "gradient_x_input")
     if method not in ("gradient_x_input", "integrated"):
@@ -323,12 +327,12 @@ def _circuit(session: Session, asked: Message) -> Iterator[Answer]:
 def _question(session: Session, asked: Message):
     """The run, the position, the token asked about and the one that is subtracted."""
     of, vocab = asked.get("of", "a"), session.model.config.vocab_size
-    if of == "after":
-        raise ValueError("attribution is of a run without interventions: choose A or B")
     reading = session.reading(of)
     position = index("position", asked.get("position"), len(reading))
     token, minus = asked.get("token"), asked.get("minus")
-    token = int(reading.logits[position].argmax()) if token is None else index("token", token, vocab)
+    token = (
+        int(reading.logits[position].argmax()) if token is None else index("token", token, vocab)
+    )
     minus = None if minus is None else index("minus", minus, vocab)
     return reading, position, token, minus
 
@@ -354,7 +358,7 @@ def _packed(values: np.ndarray, of: str) -> tuple[bytes, Message]:
     return u8(encoding.triangle(encoding.compand(values))), {"signed": False, "scale": 1.0}
 
 
-def _scores(session: Session, of: str) -> tuple[np.ndarray, list[Message]]:
+def scores(session: Session, of: str) -> tuple[np.ndarray, list[Message]]:
     """All scores of a run's heads [scores, layers, heads], and what they are called."""
     known = list(zip(SCORES, session.scores(of), strict=True))
     extra = {"ablation": ABLATION, "moved": MOVED}

@@ -102,7 +102,10 @@ def _number(name: str, value: Any) -> float:
 def _place(edit: Edit) -> tuple:
     """What an edit is an edit of: two of the same place replace each other."""
     kind = "freeze" if edit.get("how") == "freeze" else edit["kind"]
-    return (kind, *(edit.get(name) for name in ("layer", "head", "query", "key", "position", "site")))
+    return (
+        kind,
+        *(edit.get(name) for name in ("layer", "head", "query", "key", "position", "site")),
+    )
 
 
 def fits(edit: Edit, tokens: int) -> bool:

@@ -59,7 +59,7 @@ def untriangle(flat: np.ndarray) -> np.ndarray:
 
 
 def bounds(tokens: int, size: int) -> list[int]:
-    """Where the tiles of a pooled matrix begin: tile i is floor(i T / S) to floor((i + 1) T / S)."""
+    """Where the tiles of a pooled matrix begin: tile i at floor(i T / S)."""
     side = min(tokens, size)
     return [i * tokens // side for i in range(side)]
 
@@ -71,12 +71,13 @@ def pool(square: np.ndarray, size: int) -> np.ndarray:
         return square
     starts = bounds(side, size)
 
-    def largest(values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(np.maximum.reduceat(values, starts, -1), starts, -2)
+    def largest(values: np.ndarray) -> np.ndarray:  # whole rows first: they lie side by side
+        return np.maximum.reduceat(np.maximum.reduceat(values, starts, -2), starts, -1)
 
-    if np.issubdtype(square.dtype, np.unsignedinteger):
-        return largest(square)
-    above, below = largest(square), largest(-square)
+    above = largest(square)
+    if np.issubdtype(square.dtype, np.unsignedinteger) or square.min() >= 0:
+        return above
+    below = largest(-square)
     return np.where(below > above, -below, above)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from gptj_lab import plots
-from gptj_lab.widgets import explorer_encoding
 from gptj_lab.widgets.explorer_session import DIFFERENCES, Session
 
 MOST_BYTES = 56_000  # so that with its text it adds less than 80 KB to the notebook as base64
-_NAMED = 48  # tokens of the last ones that the single head is drawn for
+_NAMED, _BARS = 32, 6  # tokens at the end that one head is drawn for; next tokens
 
 
 def picture(session: Session, selection: dict[str, Any]) -> tuple[bytes, str]:
@@ -29,7 +28,15 @@ def picture(session: Session, selection: dict[str, Any]) -> tuple[bytes, str]:
         run.pattern(layer)[head][start:, start:], [name(int(i)) for i in run.ids[start:]],
         f"layer {layer} head {head}" + (f", last {_NAMED} tokens" if start else ""),
     )  # fmt: skip
-    return _beside([grid, one]), alt(session, selection)
+    follow = session.next_tokens(len(session.a) - 1)
+    told = follow["logprobs"].get(shown, follow["logprobs"]["a"])
+    order = np.argsort(-told, kind="stable")[:_BARS]
+    bars = plots.score_bars(
+        {f"{rank + 1}. {name(int(follow['ids'][i]))}": 100 * float(np.exp(told[i]))
+         for rank, i in enumerate(order)},
+        "probability of the next token, %",
+    )  # fmt: skip
+    return _beside(grid, [one, bars]), alt(session, selection)
 
 
 def alt(session: Session, selection: dict[str, Any]) -> str:
@@ -63,24 +70,31 @@ def _title(session: Session, of: str) -> str:
     return f"{title}, {len(session.edits)} interventions" if of == "after" else title
 
 
-def _beside(figures: list[Any]) -> bytes:
-    """The figures in a row, as one PNG with few colours; smaller until it is small enough."""
+def _beside(large: Any, small: list[Any]) -> bytes:
+    """One figure and a column of others as a PNG of few colours; coarser until it is small."""
     from PIL import Image
 
-    for dpi in (100, 80, 64, 48, 32):
-        images = []
-        for figure in figures:
-            out = io.BytesIO()
-            figure.savefig(out, format="png", dpi=dpi)
-            images.append(Image.open(out).convert("RGB"))
-        size = sum(image.width for image in images), max(image.height for image in images)
-        whole = Image.new("RGB", size, "white")
-        left = 0
-        for image in images:
-            whole.paste(image, (left, 0))
-            left += image.width
+    out = io.BytesIO()
+    for dpi in (96, 80, 64, 48, 32):
+        left, *column = (_image(figure, dpi) for figure in (large, *small))
+        width = left.width + max(image.width for image in column)
+        height = max(left.height, sum(image.height for image in column))
+        whole = Image.new("RGB", (width, height), "white")
+        whole.paste(left, (0, 0))
+        top = 0
+        for image in column:
+            whole.paste(image, (left.width, top))
+            top += image.height
         out = io.BytesIO()
         whole.quantize(96).save(out, format="png", optimize=True)
         if out.tell() <= MOST_BYTES:
             break
     return out.getvalue()
+
+
+def _image(figure: Any, dpi: int) -> Any:
+    from PIL import Image
+
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi)
+    return Image.open(out).convert("RGB")

@@ -8,13 +8,17 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from gptj_lab.lens import passes
 from gptj_lab.lens.edits import Edits
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.mesh import distributed, sharding
+from gptj_lab.mesh import distributed
+from gptj_lab.widgets import explorer_encoding as encoding
+from gptj_lab.widgets.explorer_scores import scores
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -92,18 +96,39 @@ class Reading:
             told[position + 1] = self.logprobs(position)[token]
         return told
 
+    @functools.cached_property
+    def overview(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "layers heads tiles kv_tiles"], Float[np.ndarray, "scores layers heads"]
+    ]:
+        """Every pattern pooled to a thumbnail, and every head's scores; no pattern is sent."""
+        seq, padded = len(self.ids), self.interventions.seq
+        side = min(seq, encoding.THUMBNAIL)
+        starts = np.array(encoding.bounds(seq, side), np.int32)
+        stops = np.append(starts[1:], seq)
+        fill = (0, encoding.THUMBNAIL - side)
+        tiles = np.pad(starts, fill), np.pad(stops, fill, constant_values=1)
+        ids, queries = np.pad(self.ids, (0, padded - seq)), np.arange(padded) < seq
+        small, told = [], []
+        for layer in range(self.model.config.num_layers):
+            found = _overview(*self._block(layer), ids, queries, *tiles)
+            pooled, of_heads = map(distributed.gather, found)
+            small.append(pooled[:, :side, :side])
+            told.append(of_heads)
+        return np.stack(small), np.stack(told, 1)
+
     def _make(self, layer: int, site: str) -> np.ndarray:
-        model, seq = self.model, len(self.ids)
-        x = self.residuals[layer]
-        x = np.pad(x, ((0, self.interventions.seq - seq), (0, 0)))[None]
-        x = x.astype(model.dtype)
-        if model.mesh is not None:
-            x = _on_mesh(x, model.mesh)
-        graph, state = nnx.split(model.network.blocks[layer])
-        edits = _of_layer(self.interventions, layer)
-        value = np.asarray(distributed.gather(_block(graph, state, x, edits, site))[0])
+        seq = len(self.ids)
+        value = distributed.gather(_inside(*self._block(layer), site)[0])
         value = value[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else value[:seq]
         return value.astype(np.float32)
+
+    def _block(self, layer: int) -> tuple[Any, Any, Any, Interventions]:
+        """What makes a block's inside again: graph, weights, what it reads, its edits."""
+        graph, state = nnx.split(self.model.network.blocks[layer])
+        x = passes.rows_of(self.model, self.residuals[layer])
+        return graph, state, x, _of_layer(self.interventions, layer)
 
 
 def log_softmax(logits: Float[np.ndarray, "*rows vocab"]) -> Float[np.ndarray, "*rows vocab"]:
@@ -125,7 +150,9 @@ def _of_layer(interventions: Interventions, layer: int) -> Interventions:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "wanted"))
-def _block(graph: Any, state: Any, x: Float[Array, "batch seq d_model"], edits: Any, wanted: str):
+def _inside(
+    graph: Any, state: Any, x: Float[Array, "batch seq d_model"], edits: Any, wanted: str
+) -> Array:
     """A site's value [batch, ...] inside a block that reads x; what it doesn't need is left out."""
     block = nnx.merge(graph, state)
     site = Edits(edits, wanted=(f"blocks.0.{wanted}",))
@@ -133,12 +160,25 @@ def _block(graph: Any, state: Any, x: Float[Array, "batch seq d_model"], edits: 
     def inside(name: str, value: jax.Array) -> jax.Array:
         return value if name == "resid_pre" else site(f"blocks.0.{name}", value)  # edited already
 
-    places = jax.numpy.broadcast_to(jax.numpy.arange(x.shape[1]), x.shape[:2])
+    places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     block(x, places, None, inside)
     return site.values[f"blocks.0.{wanted}"]
 
 
-def _on_mesh(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
-    rows = np.repeat(x, mesh.shape[sharding.DATA], axis=0)
-    spec = jax.sharding.PartitionSpec(sharding.DATA)
-    return sharding.put(rows, jax.sharding.NamedSharding(mesh, spec))
+@functools.partial(jax.jit, static_argnames="graph")
+def _overview(
+    graph: Any,
+    state: Any,
+    x: Float[Array, "batch seq d_model"],
+    edits: Any,
+    ids: Int[Array, "seq"],
+    queries: Bool[Array, "seq"],
+    starts: Int[Array, "tiles"],
+    stops: Int[Array, "tiles"],
+) -> tuple[Float[Array, "heads tiles kv_tiles"], Float[Array, "scores heads"]]:
+    """The largest weight of each tile, and the scores, of a block's heads."""
+    pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
+    widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
+    within = jnp.minimum(starts[:, None] + jnp.arange(widest), stops[:, None] - 1)
+    rows = pattern[:, within].max(2)
+    return rows[:, :, within].max(3), scores(pattern, ids, queries)

@@ -96,7 +96,7 @@ def _edited(explorer: Explorer, position: int, change: Callable[[], Any]) -> Ans
 def _sweep(explorer: Explorer, asked: Message) -> Answer:
     explorer._sweep = sweep = Sweep(
         explorer._session, asked["what"], asked.get("token"), asked.get("minus"),
-        asked.get("position"), explorer._seconds,
+        asked.get("position"),
     )  # fmt: skip
     token = explorer._session.model.tokenizer.display(sweep.token)
     said = f"The change of the logit of '{token}' without each of them."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gptj_lab.lens import attention
 
 
 class Score(NamedTuple):
@@ -29,25 +31,24 @@ MOVED = Score("moved", "moved", "distance", "Jensen-Shannon distance of A's patt
 
 
 def scores(
-    pattern: Float[np.ndarray, "heads seq kv_seq"], ids: Int[np.ndarray, "seq"]
-) -> Float[np.ndarray, "scores heads"]:
+    pattern: Float[Array, "heads seq kv_seq"],
+    ids: Int[Array, "seq"],
+    queries: Bool[Array, "seq"],
+) -> Float[Array, "scores heads"]:
     """SCORES of a layer's heads; NaN where the text has no token to say it of.
 
     Means over the queries after the first, which has nothing to choose; of duplicate and
     induction, over the queries whose token came before.
+
+    Args:
+        queries: which tokens are there; the others are padding.
     """
-    seq = len(ids)
-    told = np.full((len(SCORES), len(pattern)), np.nan, np.float32)
-    if seq < 2:
-        return told
-    read = pattern[:, 1:]
-    told[0] = -(read * np.log(np.where(read > 0, read, 1))).sum(-1).mean(-1)
-    told[1] = read[..., 0].mean(-1)
-    told[2] = np.diagonal(pattern, offset=-1, axis1=1, axis2=2).mean(-1)
-    same = np.tril(ids[:, None] == ids[None, :], -1)
-    after = np.tril(np.pad(same, ((0, 0), (1, 0)))[:, :-1])
-    for row, where in ((3, same), (4, after)):
-        queries = where.any(-1)
-        if queries.any():
-            told[row] = (pattern * where).sum(-1)[:, queries].mean(-1)
-    return told
+    return jnp.stack(
+        [
+            attention.entropy(pattern, queries),
+            attention.sink_mass(pattern, queries),
+            attention.previous_token_score(pattern, queries),
+            attention.duplicate_token_score(pattern, ids, queries),
+            attention.induction_score(pattern, ids, queries),
+        ]
+    )

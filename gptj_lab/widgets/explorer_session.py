@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from gptj_lab.lens.comparing import jensen_shannon_distance
 from gptj_lab.lens.interventions import bucket
 from gptj_lab.widgets import explorer_edits, explorer_encoding
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
-from gptj_lab.widgets.explorer_scores import SCORES, scores
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -52,7 +51,7 @@ class Session:
         self.number = 0
         self.edits: list[explorer_edits.Edit] = []
         self.effects: dict[str, np.ndarray] = {}
-        self._overviews: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._differences: dict[str, np.ndarray] = {}
         self._weights: list[weakref.ref] = []
 
     # --- Running ---
@@ -88,9 +87,8 @@ class Session:
         self.prompt, self.prompt_b, self.made = prompt, prompt_b, made
         self.number += 1
         self.effects.clear()
-        self._overviews.clear()
-        leaves = [*_leaves(self.model), *_leaves(self.other)]
-        self._weights = [weakref.ref(leaf) for leaf in leaves]
+        self._differences.clear()
+        self._weights = [weakref.ref(leaf) for leaf in self._leaves()]
         self.notes = self._notes(dropped)
 
     def tokens(self, text: Any, what: str = "the prompt") -> Int[np.ndarray, "seq"]:
@@ -118,12 +116,11 @@ class Session:
         made = self._interventions(wanted, self.a, self.b)
         self.after = Reading(self.model, self.a.ids, made) if wanted else self.a
         self.edits = wanted
-        self._overviews.pop("after", None)
-        self._overviews.pop("after-a", None)
+        self._differences.pop("after-a", None)
 
     def stale(self) -> str:
         """A sentence if the weights are no longer those that were read, else ""."""
-        now = [*_leaves(self.model), *_leaves(self.other)]
+        now = self._leaves()
         same = len(now) == len(self._weights) and all(
             ref() is leaf for ref, leaf in zip(self._weights, now, strict=True)
         )
@@ -133,6 +130,10 @@ class Session:
             "The model's weights have changed since this was computed, so what you see is stale: "
             "run again to read the text with the new ones."
         )
+
+    def _leaves(self) -> list[Any]:
+        models = [self.model] if self.other is self.model else [self.model, self.other]
+        return [leaf for model in models for leaf in jax.tree.leaves(nnx.split(model.network)[1])]
 
     def _interventions(self, edits, a: Reading, b: Reading | None):
         return explorer_edits.interventions(edits, a, b, self.steer)
@@ -176,23 +177,18 @@ class Session:
 
     def thumbnails(self, of: Any) -> Float[np.ndarray, "layers heads tiles kv_tiles"]:
         """Every head's pattern pooled to at most 32 x 32: the value of largest magnitude."""
-        return self._overview(of)[0]
+        if of not in DIFFERENCES:
+            return self.reading(of).overview[0]
+        if of not in self._differences:
+            layers = range(self.model.config.num_layers)
+            size = explorer_encoding.THUMBNAIL
+            small = [explorer_encoding.pool(self.matrix(layer, of), size) for layer in layers]
+            self._differences[of] = np.stack(small)
+        return self._differences[of]
 
     def scores(self, of: Any) -> Float[np.ndarray, "scores layers heads"]:
         """explorer_scores.SCORES of every head of a run."""
-        self.reading(of)
-        return self._overview(of)[1]
-
-    def _overview(self, of: Any) -> tuple[np.ndarray, np.ndarray]:
-        if of not in self._overviews:
-            small, told = [], []
-            ids = self.reading(of if of in RUNS else "a").ids
-            for layer in range(self.model.config.num_layers):
-                matrix = self.matrix(layer, of)
-                small.append(explorer_encoding.pool(matrix, explorer_encoding.THUMBNAIL))
-                told.append(scores(matrix, ids) if of in RUNS else matrix[:0, 0, 0])
-            self._overviews[of] = np.stack(small), np.stack(told, 1)
-        return self._overviews[of]
+        return self.reading(of).overview[1]
 
     def next_tokens(self, position: int, top: int = 10) -> dict[str, Any]:
         """The likeliest next tokens of all runs together, and what each run says of them.
@@ -296,10 +292,6 @@ def kl(p: Float[np.ndarray, "vocab"], q: Float[np.ndarray, "vocab"]) -> float:
 def _largest(row: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "count"]:
     count = min(count, len(row))
     return np.argpartition(-row, count - 1)[:count]
-
-
-def _leaves(model: LanguageModel) -> list[Any]:
-    return jax.tree.leaves(nnx.split(model.network)[1])
 
 
 def _check_comparable(model: LanguageModel, other: LanguageModel) -> None:

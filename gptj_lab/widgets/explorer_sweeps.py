@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,15 @@ from gptj_lab.lens.interventions import Interventions
 from gptj_lab.lens.prompts import Pair
 from gptj_lab.lens.sweeps import CHUNK_BYTES, each, store, use
 from gptj_lab.widgets import explorer_edits
+from gptj_lab.widgets.explorer_reading import Reading
 from gptj_lab.widgets.explorer_session import Session
 
-PATCHED = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "heads": "attn.z"}
+PATCHED = {
+    "resid_pre": "resid_pre",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "heads": "attn.z",
+}
 ABLATED = {"ablate_heads": "attn.z", "ablate_mlps": "mlp_out"}
 _SLOW = 0.25  # seconds of a forward pass from which on a chunk is one row, so that Stop is prompt
 
@@ -39,14 +46,12 @@ class Sweep:
         token: int | None = None,
         minus: int | None = None,
         position: int | None = None,
-        seconds: float = 0.0,
     ):
         """Checks everything; the device begins to work at the first `advance`.
 
         Args:
             token, minus, position: by default the likeliest token after the last one, and in
                 patching minus B's likeliest.
-            seconds: what a forward pass takes.
 
         Raises:
             ValueError: an unknown sweep, or A and B that can't be patched into each other.
@@ -60,7 +65,10 @@ class Sweep:
         self.position = explorer_edits.index("position", position, seq)
         self.token = _token(session, token, session.a.logits[self.position])
         self.minus = minus if minus is None else _token(session, minus)
-        self._chunk_bytes = CHUNK_BYTES if seconds < _SLOW else 1
+        begun = time.perf_counter()
+        Reading(session.model, session.a.ids)
+        slow = time.perf_counter() - begun > _SLOW
+        self._chunk_bytes = 1 if slow else CHUNK_BYTES
         self.columns = {"heads": "head", "ablate_heads": "head", "ablate_mlps": "mlp"}.get(
             what, "position"
         )

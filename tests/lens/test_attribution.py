@@ -7,8 +7,9 @@ import pytest
 from float64_network import Float64Network
 from small_models import FAMILIES, cases, small_model
 
-from gptj_lab.lens import attribution
+from gptj_lab.lens import attribution, shares
 from gptj_lab.lens.attribution import attribute
+from gptj_lab.lens.interventions import Interventions, run
 
 PROMPT = "the cat sat on the mat, and the dog"
 TOKEN, OTHER = " cat", " dog"
@@ -127,12 +128,55 @@ def test_the_largest_parts_come_first_and_blocks_are_sums(gptj):
     assert abs(found.by_layer().sum() + outside - found.total) < 1e-5
 
 
+def edited(model, length):
+    """Interventions of every kind that leave the final LayerNorm alone."""
+    random = np.random.default_rng(0)
+
+    def vector(width=32):
+        return random.normal(size=width).astype(np.float32)
+
+    none = Interventions.none(model, length)
+    yield none
+    yield none.ablate_head(1, 2).ablate_mlp(0)
+    yield none.cut_edge(0, 1, length - 1, 2).freeze_pattern(1, 0, np.eye(length))
+    yield none.steer("resid_post", 0, vector(), 2.0).patch("attn_out", 1, -1, vector())
+    yield none.patch("resid_pre", 1, [3, -1], vector()).scale("attn.v", 1, 0.5, head=3)
+    yield none.patch("embed", 0, -1, vector()).patch("mlp.post", 1, None, vector(64))
+
+
+@pytest.mark.parametrize(
+    "case", cases("gptj", ("gpt2", "int8", 2, 2), slow=["codegen", "gpt_neo", "gpt_neox", "gpt2"])
+)
+def test_under_interventions_shares_add_up_to_the_changed_logit(case):
+    model = small_model(*case)
+    ids = model.tokenizer.encode(PROMPT)
+    plain = attribute(model, ids, TOKEN)
+    for number, what in enumerate(edited(model, len(ids))):
+        found = attribute(model, ids, TOKEN, interventions=what)
+        logits, _ = run(model, ids, what)
+        assert abs(found.logit - logits[-1, found.token]) < 1e-5
+        assert abs(found.total - found.logit) < attribution.TOLERANCE, what
+        assert (abs(found.logit - plain.logit) > 1e-3) == bool(number), what
+        assert ("interventions" in found.parts) == (number in (3, 4)), what
+
+
+def test_an_ablated_head_has_no_share_and_a_steered_stream_has_the_vectors(gptj):
+    ids, vector = gptj.tokenizer.encode(PROMPT), np.linspace(-1, 1, 32).astype(np.float32)
+    none = Interventions.none(gptj, len(ids))
+    assert attribute(gptj, ids, TOKEN, interventions=none.ablate_head(1, 2)).heads[1, 2] == 0
+    found = attribute(gptj, ids, TOKEN, interventions=none.steer("resid_post", 1, vector, 3.0))
+    oracle = Float64Network(gptj)
+    read = oracle.w["final_ln.scale"] * oracle.unembedding[found.token]
+    share = found.scale * 3 * (vector - vector.mean()) @ read
+    np.testing.assert_allclose(found.edits, share, rtol=1e-4)
+
+
 def test_other_tokens_positions_and_prompts_compile_nothing(gptj):
     attribute(gptj, PROMPT, TOKEN)
-    before = attribution._shares._cache_size()
+    before = shares.shares_of._cache_size()
     for position in range(5):
         attribute(gptj, PROMPT[position:], position, OTHER, position)
-    assert attribution._shares._cache_size() == before
+    assert shares.shares_of._cache_size() == before
 
 
 def test_bfloat16_says_what_it_is_off_by():
@@ -152,6 +196,17 @@ def test_bfloat16_says_what_it_is_off_by():
         (("", TOKEN), "has no tokens"),
         (([1] * 65, TOKEN), "1 more than the context of 64"),
         (([[1]], TOKEN), "shape"),
+        ((PROMPT, TOKEN, None, -1, Interventions.none(small_model("gptj"), 20)), "padded to 32"),
+        (
+            (
+                "the",
+                TOKEN,
+                None,
+                0,
+                Interventions.none(small_model("gptj"), 1).scale("final_ln", 0, 2.0),
+            ),
+            "edit final_ln",
+        ),
     ],
 )
 def test_what_is_not_there_is_refused(gptj, arguments, said):

@@ -38,6 +38,16 @@ def test_the_product_is_that_of_the_dequantised_matrix(d_out, rows, tolerance):
     np.testing.assert_allclose(out, expected, atol=tolerance["float32"] * abs(expected).max())
 
 
+def test_a_gradient_keeps_no_float_copy_of_the_weight():
+    weight = Int8Weight(jnp.zeros((4096, 512), jnp.int8), jnp.ones(4096))
+    x = jnp.ones((2, 512))
+    gradient = jax.jit(jax.grad(lambda x, w: (int8.product(x, w) ** 2).sum()))
+    compiled = gradient.lower(x, weight).compile().memory_analysis()
+    assert compiled.temp_size_in_bytes < weight.values.nbytes  # as floats it takes four times that
+    forward = jax.jit(int8.product).lower(x, weight).as_text()
+    assert "optimization_barrier" not in forward  # nothing is computed again on the way forward
+
+
 @pytest.fixture(scope="module")
 def quantised(tiny_directory):
     return gptj_lab.load(tiny_directory, weights="int8")
