@@ -68,9 +68,30 @@ def product(x: Float[Array, "*batch d_in"], weight: Int8Weight) -> Float[Array, 
     the whole float matrix to memory first. Elsewhere XLA fuses the conversion into the product.
     """
     flat = x.reshape(-1, x.shape[-1])
-    out = jax.lax.platform_dependent(flat, weight.values, cpu=_by_tiles, default=_whole)
+    out = _frozen_product(flat, weight.values)
     scaled = out * weight.scale[None].astype(out.dtype)
     return scaled.reshape(*x.shape[:-1], scaled.shape[-1]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _frozen_product(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
+    """`x @ values.T`, whose backward pass converts `values` anew.
+
+    Differentiated as it stands, the scan over tiles would keep every converted tile: the whole
+    weight in the dtype of `x`.
+    """
+    return jax.lax.platform_dependent(x, values, cpu=_by_tiles, default=_whole)
+
+
+def _forward(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _frozen_product(x, values), values
+
+
+def _backward(values: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return jnp.einsum("ro,oi->ri", gradient, values.astype(gradient.dtype)), None
+
+
+_frozen_product.defvjp(_forward, _backward)
 
 
 def _whole(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
