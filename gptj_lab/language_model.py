@@ -161,8 +161,14 @@ class LanguageModel:
         """Writes a Hugging Face directory that `load` and transformers read.
 
         Raises:
+            ValueError: it has LoRA adapters, for which such a directory has no place.
             OSError: it can't be written; files that were there stay whole.
         """
+        if any(linear.adapters for block in self.network.blocks for linear in block.matrices()):
+            raise ValueError(
+                "the model has LoRA adapters: save finetuning.lora.merged(model), or the adapters "
+                "alone with finetuning.export.save_adapter"
+            )
         graph, state = nnx.split(self.network)
         if self.mesh is not None and jax.process_count() > 1:  # the first process writes
             state = jax.tree.map(distributed.gather, state)

@@ -148,11 +148,12 @@ def write_entries(
 
 
 @contextlib.contextmanager
-def replacing(directory: Path | str) -> Iterator[Path]:
+def replacing(directory: Path | str, *, whole: bool = True) -> Iterator[Path]:
     """A folder to write a checkpoint into, which comes into place in `directory` when it is whole.
 
     If the block fails (a full disk, a stop), the files in `directory` stay as they were. Weights
-    of an earlier checkpoint that were not written again are removed; other files stay.
+    of an earlier checkpoint that were not written again are removed, unless what is written is no
+    `whole` model; other files stay.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,8 @@ def replacing(directory: Path | str) -> Iterator[Path]:
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    if not whole:
+        return
     kept = {file.name for file in written}
     for old in [*directory.glob("model*.safetensors"), directory / SAFETENSORS.index]:
         if old.name not in kept:

@@ -39,9 +39,10 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         site: Site,
+        segments: Int[Array, "batch seq"] | None = None,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         """What attention writes into the residual stream, and the cache with these tokens."""
-        z, cache = self.mix(x, positions, cache, site)
+        z, cache = self.mix(x, positions, cache, site, segments)
         return self.out(z), cache
 
     def mix(
@@ -50,8 +51,12 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         site: Site,
+        segments: Int[Array, "batch seq"] | None = None,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
-        """The heads' results side by side, before the output matrix, and the cache."""
+        """The heads' results side by side, before the output matrix, and the cache.
+
+        Tokens of different segments don't see each other; within one, positions count from 0.
+        """
         batch, seq, d_model = x.shape
         heads = (batch, seq, self.num_heads, d_model // self.num_heads)
         turn = self._rotation(positions)
@@ -70,6 +75,8 @@ class Attention(nnx.Module):
         if self.window is not None:
             oldest = positions[:, None, :, None] - self.window
             seen = seen & (kv_positions[:, None, None, :] > oldest)
+        if segments is not None:
+            seen = seen & (segments[:, None, None, :] == segments[:, None, :, None])
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""One matrix product, whatever form its weight has: plain or int8."""
+"""One matrix product, whatever form its weight has: plain or int8, and LoRA adapters beside it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,62 @@ from gptj_lab.model import int8
 from gptj_lab.names import DATA, MODEL
 
 
+class Adapter(nnx.Param):
+    """A weight of a LoRA adapter."""
+
+
+class Strength(nnx.Variable):
+    """By what an adapter is multiplied: data, so that moving it compiles nothing."""
+
+
+class DropoutKey(nnx.Variable):
+    """The random key of an adapter's dropout; None outside training."""
+
+
+class LowRank(nnx.Module):
+    """What LoRA adds to a product: `strength * (x @ a.T) @ b.T` (Hu et al. 2021).
+
+    `a` lies as [rank, d_in], `b` as [d_out, rank], both in float32; `b` begins at zero, so that a
+    new adapter changes nothing.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, *, rank: int, strength: float, dropout: float, key: jax.Array
+    ):
+        # As nn.Linear begins, which PEFT leaves to `a`: uniform, of variance 1 / (3 d_in).
+        bound = d_in**-0.5
+        self.a = Adapter(jax.random.uniform(key, (rank, d_in), minval=-bound, maxval=bound))
+        self.b = Adapter(jnp.zeros((d_out, rank)))
+        self.strength = Strength(jnp.asarray(strength, jnp.float32))
+        self.dropout = dropout
+        self.key = DropoutKey(None)
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        low = jnp.einsum("...i,ri->...r", self._dropped(x), self.a[...].astype(x.dtype))
+        return self._raised(low)
+
+    def partial_sums(
+        self, x: Float[Array, "*batch parts part"]
+    ) -> Float[Array, "parts *batch d_out"]:
+        """The product as one sum for each part of d_in."""
+        rows = self.a[...].astype(x.dtype).reshape(-1, *x.shape[-2:])
+        dropped = self._dropped(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+        return self._raised(jnp.einsum("...pi,rpi->p...r", dropped, rows))
+
+    def _raised(self, low: Float[Array, "*batch rank"]) -> Float[Array, "*batch d_out"]:
+        strength = self.strength[...].astype(low.dtype)
+        return jnp.einsum("...r,or->...o", low * strength, self.b[...].astype(low.dtype))
+
+    def _dropped(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
+        key = self.key.get_value()
+        if key is None or not self.dropout:
+            return x
+        kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+
+
 class Linear(nnx.Module):
-    """`x @ weight.T + bias`, in the dtype of `x`.
+    """`x @ weight.T + bias`, in the dtype of `x`, and what its adapters add.
 
     The weight lies as [d_out, d_in], as in PyTorch: one row of `x` then reads it at the memory's
     full speed, and checkpoints need not be transposed. It is an array or an `int8.Int8Weight`.
@@ -19,12 +73,17 @@ class Linear(nnx.Module):
     def __init__(self, d_in: int, d_out: int, *, bias: bool, std: float, key: jax.Array):
         self.weight = nnx.Param(std * jax.random.normal(key, (d_out, d_in)))
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+        self.adapters = nnx.Dict()  # LowRank by name
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         weight = self.weight.get_value()
         if isinstance(weight, int8.Int8Weight):
-            return self.add_bias(int8.product(x, weight))
-        return self.add_bias(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)))
+            out = int8.product(x, weight)
+        else:
+            out = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+        for adapter in self.adapters.values():
+            out = out + adapter(x)
+        return self.add_bias(out)
 
     def partial_sums(
         self, x: Float[Array, "*batch d_in"], mesh: jax.sharding.Mesh
@@ -43,6 +102,8 @@ class Linear(nnx.Module):
         sums = jnp.einsum("...pi,opi->p...o", cut, rows)
         if scale is not None:
             sums = sums * jnp.broadcast_to(scale.astype(x.dtype), sums.shape)
+        for adapter in self.adapters.values():
+            sums = sums + adapter.partial_sums(cut)
         spec = jax.sharding.PartitionSpec(MODEL, DATA)
         return jax.lax.with_sharding_constraint(sums, jax.sharding.NamedSharding(mesh, spec))
 

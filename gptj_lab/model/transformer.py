@@ -88,13 +88,16 @@ class Block(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         site: sites.Site,
+        segments: Int[Array, "batch seq"] | None = None,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
         if self.mesh is not None and self.parallel:
-            written, cache = self._write_once(x, normal, positions, cache, site, self.mesh)
+            written, cache = self._write_once(
+                x, normal, positions, cache, site, segments, self.mesh
+            )
             return site("resid_post", x + written), cache
-        attended, cache = self.attn(normal, positions, cache, site)
+        attended, cache = self.attn(normal, positions, cache, site, segments)
         attended = site("attn_out", attended)
         middle = x if self.parallel else site("resid_mid", x + attended)
         if self.ln2 is not None:
@@ -103,6 +106,11 @@ class Block(nnx.Module):
         total = x + attended + computed if self.parallel else middle + computed
         return site("resid_post", total), cache
 
+    def matrices(self) -> tuple[Linear, ...]:
+        """Its six products."""
+        attn, mlp = self.attn, self.mlp
+        return attn.q, attn.k, attn.v, attn.out, mlp.fc_in, mlp.fc_out
+
     def _write_once(
         self,
         x: Float[Array, "batch seq d_model"],
@@ -110,6 +118,7 @@ class Block(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         site: sites.Site,
+        segments: Int[Array, "batch seq"] | None,
         mesh: jax.sharding.Mesh,
     ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
         """What attention and MLP of a parallel block write together, and the cache, on a mesh.
@@ -119,7 +128,7 @@ class Block(nnx.Module):
         MLP's own sums are computed only where their sites are read or replaced; otherwise the
         compiler drops them.
         """
-        z, cache = self.attn.mix(normal, positions, cache, site)
+        z, cache = self.attn.mix(normal, positions, cache, site, segments)
         attention = self.attn.out.partial_sums(z, mesh)
         attended = self.attn.out.add_bias(attention.sum(0))
         replaced = site("attn_out", attended)
@@ -154,6 +163,7 @@ class Transformer(nnx.Module):
         token_ids: Int[Array | np.ndarray, "batch seq"],
         *,
         positions: Int[Array, "batch seq"] | None = None,
+        segments: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
         site: sites.Site = sites.ignore,
         dtype: DTypeLike = jnp.float32,
@@ -163,11 +173,14 @@ class Transformer(nnx.Module):
         Args:
             token_ids: shorter rows are padded on the right: causality hides the padding.
             positions: of the tokens, counted from 0; by default 0, 1, 2, ... in every row.
+            segments: of the tokens: those of different ones don't see each other; not with a cache.
             cache: keys and values of earlier tokens, if any.
             site: called at each named place (see sites.py).
             dtype: of the activations; the weights are cast to it at each product.
         """
-        x, cache = self.hidden(token_ids, positions=positions, cache=cache, site=site, dtype=dtype)
+        x, cache = self.hidden(
+            token_ids, positions=positions, segments=segments, cache=cache, site=site, dtype=dtype
+        )
         return self.unembed(x, site=site), cache
 
     def hidden(
@@ -175,6 +188,7 @@ class Transformer(nnx.Module):
         token_ids: Int[Array | np.ndarray, "batch seq"],
         *,
         positions: Int[Array, "batch seq"] | None = None,
+        segments: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
         site: sites.Site = sites.ignore,
         dtype: DTypeLike = jnp.float32,
@@ -182,16 +196,28 @@ class Transformer(nnx.Module):
         """The residual stream after the last block, before the final LayerNorm."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
+        x = self.embedded(token_ids, positions, dtype, site=site)
+        layers: list[LayerCache | None] = []
+        for i, block in enumerate(self.blocks):
+            layer = None if cache is None else cache[i]
+            x, layer = block(x, positions, layer, functools.partial(_named, site, i), segments)
+            layers.append(layer)
+        return x, (None if cache is None else tuple(layers))  # type: ignore[return-value]
+
+    def embedded(
+        self,
+        token_ids: Int[Array | np.ndarray, "batch seq"],
+        positions: Int[Array, "batch seq"],
+        dtype: DTypeLike,
+        *,
+        site: sites.Site = sites.ignore,
+    ) -> Float[Array, "batch seq d_model"]:
+        """The residual stream before the first block."""
         x = site("embed", self.embed[...][token_ids].astype(dtype))
         if self.position_embed is not None:
             learned = self.position_embed[...][positions].astype(dtype)
             x = x + site("position_embed", learned)
-        layers: list[LayerCache | None] = []
-        for i, block in enumerate(self.blocks):
-            layer = None if cache is None else cache[i]
-            x, layer = block(x, positions, layer, functools.partial(_named, site, i))
-            layers.append(layer)
-        return x, (None if cache is None else tuple(layers))  # type: ignore[return-value]
+        return x
 
     def unembed(
         self, x: Float[Array, "batch seq d_model"], *, site: sites.Site = sites.ignore

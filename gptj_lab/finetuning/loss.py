@@ -1,0 +1,112 @@
+"""The loss of a language model, in a memory that doesn't grow with vocabulary or depth."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from gptj_lab.model import sites
+from gptj_lab.model.transformer import Transformer
+
+# What the backward pass finds again, by name; the rest it computes once more.
+REMAT = {
+    "nothing kept": jax.checkpoint_policies.nothing_saveable,
+    "products kept": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_PIECE = 256  # tokens of a sequence whose logits exist at a time
+
+
+def next_token_loss(
+    network: Transformer,
+    tokens: Int[Array, "batch window"],
+    *,
+    weights: Float[Array, "batch seq"] | None = None,
+    positions: Int[Array, "batch seq"] | None = None,
+    segments: Int[Array, "batch seq"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: str | None = None,
+    piece: int = _PIECE,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of each token after the first, in nats.
+
+    Args:
+        tokens: windows of one token more than the network reads.
+        weights: of the tokens that are predicted, by default 1; those of 0 don't count.
+        positions, segments: of the tokens that are read, as in Transformer.
+        dtype: of the activations; the loss is float32.
+        remat: None keeps every activation for the backward pass; a name of REMAT computes the
+            inside of each block again.
+        piece: tokens of a sequence whose logits exist at a time.
+
+    Raises:
+        ValueError: `remat` is no name of REMAT.
+    """
+    if remat is not None and remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}: None or one of {', '.join(map(repr, REMAT))}")
+    ids, targets = tokens[:, :-1], tokens[:, 1:]
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    if weights is None:
+        weights = jnp.ones(ids.shape, jnp.float32)
+    x = network.embedded(ids, positions, dtype)
+    for block in network.blocks:
+        graph, state = nnx.split(block)
+
+        def through(state: Any, x: Array, graph: Any = graph) -> Array:
+            return nnx.merge(graph, state)(x, positions, None, sites.ignore, segments)[0]
+
+        if remat is not None:
+            through = jax.checkpoint(through, policy=REMAT[remat], static_argnums=2)
+        x = through(state, x, graph)
+    total = cross_entropy(network, x, targets, weights, piece)
+    return total / jnp.maximum(weights.sum(), 1)
+
+
+def cross_entropy(
+    network: Transformer,
+    x: Float[Array, "batch seq d_model"],
+    targets: Int[Array, "batch seq"],
+    weights: Float[Array, "batch seq"],
+    piece: int = _PIECE,
+) -> Float[Array, ""]:
+    """The weighted sum of -log p(target) after the last block, in nats.
+
+    Logits exist for `piece` tokens of each sequence at a time, in the backward pass too: of
+    50,400 for 2,048 tokens they would take 0.4 GB, and as much again backwards.
+    """
+    batch, seq, d_model = x.shape
+    count = -(-seq // piece)
+    room = ((0, 0), (0, count * piece - seq))
+
+    def pieces(values: Array) -> Array:
+        padded = jnp.pad(values, (*room, *((0, 0),) * (values.ndim - 2)))
+        return padded.reshape(batch, count, piece, *values.shape[2:]).swapaxes(0, 1)
+
+    graph, state = nnx.split((network.final_ln, network.embed, network.head))
+
+    @jax.checkpoint
+    def one(state: Any, x: Array, targets: Array, weights: Array) -> Array:
+        logits = _logits(*nnx.merge(graph, state), x)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return (nats * weights).sum()
+
+    if count == 1:
+        return one(state, x, targets, weights)
+
+    def step(total: Array, each: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + one(state, *each), None
+
+    each = (pieces(x), pieces(targets), pieces(weights.astype(jnp.float32)))
+    return jax.lax.scan(step, jnp.zeros(()), each)[0]
+
+
+def _logits(norm: Any, embed: Any, head: Any, x: Array) -> Array:
+    normal = norm(x)
+    if head is None:
+        logits = jnp.einsum("bsd,vd->bsv", normal, embed[...].astype(normal.dtype))
+    else:
+        logits = head(normal)
+    return logits.astype(jnp.float32)
