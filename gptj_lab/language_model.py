@@ -27,6 +27,7 @@ from gptj_lab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptj_lab.generation.decoding import Completion
+    from gptj_lab.lens.trace import Trace
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted"))
@@ -119,17 +120,24 @@ class LanguageModel:
 
         return stream(self, prompt, **settings)
 
-    def trace(self, prompt: str, sites: Sequence[str]) -> dict[str, Array]:  # noqa: F811
-        """The values at the sites that the patterns name, for one prompt (batch axis dropped).
+    def trace(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        sites: Sequence[str] | None = None,
+    ) -> Trace:
+        """What every place of the network held while it read one prompt: site to value.
+
+        Args:
+            prompt: a text, or token ids.
+            sites: patterns of the sites to list ("blocks.*.attn.pattern"); by default all. Only
+                residuals are kept; the values of others are made when they are read.
 
         Raises:
             ValueError: a pattern that names no site, or a prompt that doesn't fit the context.
         """
-        from gptj_lab.model.sites import match
+        from gptj_lab.lens.trace import Trace
 
-        wanted = tuple(match(sites, self.config))
-        ids = self._checked([self.tokenizer.encode(prompt)])
-        return {name: value[0] for name, value in self._run(ids, wanted)[1].items()}
+        return Trace.of(self, prompt, sites)
 
     def placement(self, batch: int = 1, seq: int = 128) -> MeshReport:
         """Which device holds which slice of which weight, and what one block exchanges.

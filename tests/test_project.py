@@ -30,8 +30,8 @@ DIRECTION = (
 )
 RANK = {part: rank for rank, row in enumerate(DIRECTION) for part in row}
 NEIGHBOURS = {("finetuning", "generation"), ("finetuning", "evaluation")}
-# model.generate() belongs to the object that people hold, its code lies to the right of it.
-ONLY_LAZILY = {("language_model", "generation")}
+# model.generate() and .trace() belong to the object that people hold, their code to its right.
+ONLY_LAZILY = {("language_model", "generation"), ("language_model", "lens")}
 
 
 def imports(source: str, module: str, is_package: bool = False) -> Iterator[tuple[str, bool]]:
@@ -102,7 +102,8 @@ def test_imports_go_only_leftwards():
         ("from gptj_lab.evaluation import bits_per_byte", "gptj_lab.finetuning.trainer", True),
         ("def f():\n    from gptj_lab.generation import x", "gptj_lab.language_model", True),
         ("from gptj_lab.generation import x", "gptj_lab.language_model", False),
-        ("def f():\n    from gptj_lab.lens import x", "gptj_lab.language_model", False),
+        ("def f():\n    from gptj_lab.lens import x", "gptj_lab.language_model", True),
+        ("def f():\n    from gptj_lab.plots import x", "gptj_lab.language_model", False),
         ("from gptj_lab import model", "gptj_lab.config", False),
         ("import gptj_lab.model.sites as s", "gptj_lab.tokenizer", False),
         ("from .. import language_model", "gptj_lab.checkpoints.huggingface", False),

@@ -2,22 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from gptj_lab.lens.inputs import Prompt, token_id_of, token_ids_of
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.lens.prompts import (
-    Prompt,
-    check_same_length,
-    kl,
-    log_softmax,
-    nll_of,
-    shown,
-    token_id,
-    token_ids,
-)
+from gptj_lab.lens.prompts import check_same_length, kl, log_softmax, nll_of, shown
 from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, store, use
 
 if TYPE_CHECKING:
@@ -29,6 +21,9 @@ class Means(NamedTuple):
 
     z: Float[np.ndarray, "layers heads d_head"]
     mlp_out: Float[np.ndarray, "layers d_model"]
+
+
+Reference = Means | str | Sequence[Any]  # a text or token ids, or several of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +51,23 @@ class Effects:
     plain_logits: Float[np.ndarray, "vocab"]
 
 
-def means(model: "LanguageModel", texts: Prompt | Sequence[Prompt]) -> Means:
+def means(model: "LanguageModel", texts: str | Sequence[Any]) -> Means:
     """Each head's z and each MLP's output, averaged over every token of the reference texts.
+
+    Args:
+        model: any LanguageModel.
+        texts: a text or token ids, or several of either.
 
     Raises:
         ValueError: no text, or one that doesn't fit the context.
     """
-    if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int)):
-        texts = [texts]  # type: ignore[list-item]
+    one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer))
+    several = [texts] if one else texts
     config, count = model.config, 0
     z = np.zeros((config.num_layers, config.num_heads, config.d_head))
     mlp_out = np.zeros((config.num_layers, config.d_model))
-    for text in texts:
-        ids = token_ids(model, text)  # type: ignore[arg-type]
+    for text in several:
+        ids = token_ids_of(model, text)
         _, values = run(model, ids, sites=["blocks.*.attn.z", "blocks.*.mlp_out"])
         for layer in range(config.num_layers):
             z[layer] += values[f"blocks.{layer}.attn.z"].sum(0, dtype=np.float64)
@@ -81,7 +80,7 @@ def means(model: "LanguageModel", texts: Prompt | Sequence[Prompt]) -> Means:
 
 def heads(
     model: "LanguageModel", prompt: Prompt, how: str = "zero",
-    reference: Means | Prompt | None = None, **measure,
+    reference: Reference | None = None, **measure: Any,
 ) -> Effects:  # fmt: skip
     """The effect of ablating each head, one at a time, at every position.
 
@@ -96,11 +95,11 @@ def heads(
             cancels) and `chunk_bytes`.
 
     Raises:
-        ValueError: a reference that is missing or has another number of tokens; what `token_id`
+        ValueError: a reference that is missing or has another number of tokens; what `token_id_of`
             and `run` refuse.
     """
     config = model.config
-    ids = token_ids(model, prompt)
+    ids = token_ids_of(model, prompt).tolist()
     base, rows = _replacements(model, ids, how, reference, "attn.z")
 
     def make(cell: int) -> Interventions:
@@ -113,10 +112,10 @@ def heads(
 
 def mlps(
     model: "LanguageModel", prompt: Prompt, how: str = "zero",
-    reference: Means | Prompt | None = None, **measure,
+    reference: Reference | None = None, **measure: Any,
 ) -> Effects:  # fmt: skip
     """The effect of ablating each MLP, one at a time; arguments and errors as `heads`."""
-    ids = token_ids(model, prompt)
+    ids = token_ids_of(model, prompt).tolist()
     base, rows = _replacements(model, ids, how, reference, "mlp_out")
 
     def make(layer: int) -> Interventions:
@@ -126,7 +125,11 @@ def mlps(
 
 
 def _replacements(
-    model: "LanguageModel", ids: list[int], how: str, reference: Means | Prompt | None, site: str
+    model: "LanguageModel",
+    ids: list[int],
+    how: str,
+    reference: Reference | None,
+    site: str,
 ) -> tuple[Interventions, list[int]]:
     """Interventions that hold each layer's values to put in place, and their rows."""
     config, none = model.config, Interventions.none(model, len(ids))
@@ -145,7 +148,7 @@ def _replacements(
         return store(none, np.repeat(value, none.seq, axis=1))
     if isinstance(reference, Means):
         raise ValueError("how='resample' takes another prompt as its reference, not means")
-    other = token_ids(model, reference)
+    other = token_ids_of(model, reference).tolist()
     check_same_length(model, ids, other, ("ablated", "reference"))
     _, values = run(model, other, sites=[f"blocks.*.{site}"])
     return store(none, np.stack([v.reshape(len(ids), -1) for v in values.values()]))
@@ -160,8 +163,8 @@ def _measure(
     logits, _ = run(model, ids)
     (at,) = base.indices(position)
     before, before_nll = logits[at], nll_of(logits, ids)
-    right = int(before.argmax()) if answer is None else token_id(model, answer)
-    wrong = None if instead is None else token_id(model, instead)
+    right = int(before.argmax()) if answer is None else token_id_of(model, answer, "answer")
+    wrong = None if instead is None else token_id_of(model, instead, "instead")
     if right == wrong:
         raise ValueError(f"answer and instead are both {shown(model, [right])}: name two tokens")
     total = int(np.prod(shape))

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from gptj_lab.lens.edits import HEADS, OUTSIDE, WIDE
+from gptj_lab.lens.inputs import Prompt, token_ids_of
 from gptj_lab.lens.interventions import Interventions, Positions
-from gptj_lab.lens.prompts import Pair, Prompt, token_ids, traced_pair
+from gptj_lab.lens.prompts import Pair, traced_pair
 from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, store, use
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _prepared(
     instead: str | int | None, position: int, site: str,
 ) -> tuple[Pair, Interventions, list[int]]:  # fmt: skip
     """The pair, interventions that hold the clean values at a site, and the row of each layer."""
-    none = Interventions.none(model, len(token_ids(model, clean)))
+    none = Interventions.none(model, len(token_ids_of(model, clean)))
     none.check_site(site)
     name = site if site in OUTSIDE else f"blocks.*.{site}"
     compared, values, _ = traced_pair(model, clean, corrupt, answer, instead, position, [name])

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from gptj_lab.lens.edits import place
+from gptj_lab.lens.inputs import Prompt
 from gptj_lab.lens.interventions import Interventions
-from gptj_lab.lens.prompts import Pair, Prompt, traced_pair
+from gptj_lab.lens.prompts import Pair, traced_pair
 from gptj_lab.lens.sweeps import CHUNK_BYTES, Chunk, Progress, each, goes_on, store, use
 
 if TYPE_CHECKING:

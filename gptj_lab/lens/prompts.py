@@ -7,40 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from gptj_lab.lens.inputs import Prompt, token_id_of, token_ids_of
 from gptj_lab.lens.interventions import Interventions, run
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
-
-Prompt = str | Sequence[int]
-
-
-def token_ids(model: "LanguageModel", prompt: Prompt) -> list[int]:
-    """The ids of a prompt, given as text or as ids."""
-    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    return model._checked([ids])[0].tolist()
-
-
-def token_id(model: "LanguageModel", token: str | int) -> int:
-    """The id of one token, given as text or as its id.
-
-    Raises:
-        ValueError: the text is not one token (the message says which it is), or no such id.
-    """
-    if not isinstance(token, str):
-        if not 0 <= token < model.config.vocab_size:
-            raise ValueError(
-                f"token {token} is not in the vocabulary: ids from 0 to "
-                f"{model.config.vocab_size - 1} are"
-            )
-        return int(token)
-    ids = model.tokenizer.encode(token)
-    if len(ids) != 1:
-        raise ValueError(
-            f"{token!r} is {len(ids)} tokens, {shown(model, ids)}: name one (a leading space "
-            "belongs to the token)"
-        )
-    return ids[0]
 
 
 def shown(model: "LanguageModel", ids: Sequence[int]) -> str:
@@ -89,7 +60,7 @@ def kl(
 ) -> Float[np.ndarray, "*rows"]:
     """KL(before || after) in nats of the distributions that logits stand for, float64."""
     p, q = log_softmax(before), log_softmax(after)
-    return np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +119,7 @@ def traced_pair(
     instead: str | int | None, position: int, sites: Sequence[str] = (),
 ) -> tuple[Pair, dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
     """As `pair`, with the values at sites in the clean and in the corrupt run."""
-    first, second = token_ids(model, clean), token_ids(model, corrupt)
+    first, second = (token_ids_of(model, prompt).tolist() for prompt in (clean, corrupt))
     check_same_length(model, first, second)
     if first == second:
         raise ValueError("clean and corrupt are the same tokens: nothing could be traced back")
@@ -156,8 +127,14 @@ def traced_pair(
     (clean_logits, clean_values), (corrupt_logits, corrupt_values) = (
         run(model, ids, sites=sites) for ids in (first, second)
     )
-    right = int(clean_logits[at].argmax()) if answer is None else token_id(model, answer)
-    wrong = int(corrupt_logits[at].argmax()) if instead is None else token_id(model, instead)
+    right = (
+        int(clean_logits[at].argmax()) if answer is None else token_id_of(model, answer, "answer")
+    )
+    wrong = (
+        int(corrupt_logits[at].argmax())
+        if instead is None
+        else token_id_of(model, instead, "instead")
+    )
     made = Pair(first, second, right, wrong, int(at), clean_logits[at], corrupt_logits[at])
     gap = made.logit_difference(made.clean_logits) - made.logit_difference(made.corrupt_logits)
     if right == wrong or abs(gap) < 1e-6:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,9 +11,8 @@ from jaxtyping import Float
 
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens.edits import OUTSIDE
+from gptj_lab.lens.inputs import Prompt, token_ids_of
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.lens.prompts import Prompt, token_ids
-from gptj_lab.mesh import sharding
 
 if TYPE_CHECKING:
     from gptj_lab.generation.decoding import Completion
@@ -54,10 +54,9 @@ def steered(
     """
     Interventions.none(model, 1).steer("resid_post", layer, vector, scale)  # refuses what is wrong
     network = nnx.merge(*nnx.split(model.network))  # another module around the same arrays
-    fc_out = network.blocks[layer].mlp.fc_out
-    old = fc_out.bias.get_value()
+    old = network.blocks[layer].mlp.fc_out.bias.get_value()  # type: ignore[union-attr]
     new = (old.astype(jnp.float32) + scale * jnp.asarray(vector)).astype(old.dtype)
-    fc_out.bias = nnx.Param(new if model.mesh is None else sharding.put(new, old.sharding))
+    network.blocks[layer].mlp.fc_out.bias = nnx.Param(jax.device_put(new, old.sharding))
     return LanguageModel(
         model.config, network, model.tokenizer, f"{model.name} steered", model.mesh
     )
@@ -81,7 +80,7 @@ def _mean(
         raise ValueError("a direction needs at least one prompt on each side")
     rows = []
     for prompt in several:
-        ids = token_ids(model, prompt)
+        ids = token_ids_of(model, prompt)
         none = Interventions.none(model, len(ids))
         none.check_layer(layer, site)
         where = slice(None) if position is None else none.indices(position)

@@ -1,0 +1,108 @@
+"""A plain pass's residuals, and whatever lies between them made again, one block at a time."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gptj_lab.lens import inputs
+from gptj_lab.lens.edits import place
+from gptj_lab.lens.interventions import bucket
+from gptj_lab.mesh import distributed, sharding
+from gptj_lab.model.sites import Collector
+from gptj_lab.names import DATA
+
+if TYPE_CHECKING:
+    from gptj_lab.language_model import LanguageModel
+
+
+def snapshot(model: LanguageModel) -> LanguageModel:
+    """The model with the weights of now, whatever is trained later; no array is copied."""
+    twin = copy.copy(model)
+    twin.network = nnx.merge(*nnx.split(model.network), copy=True)
+    return twin
+
+
+def residuals(
+    model: LanguageModel, token_ids: Int[np.ndarray, "seq"]
+) -> Float[np.ndarray, "rows seq d_model"]:
+    """What each block reads, and what the last one leaves, in the dtype of the activations."""
+    graph, state = inputs.split(model)
+    rows = _residuals(graph, state, inputs.padded(model, token_ids), model.dtype)
+    return np.stack([distributed.gather(row)[0, : len(token_ids)] for row in rows])
+
+
+def value(
+    model: LanguageModel,
+    name: str,
+    token_ids: Int[np.ndarray, "seq"],
+    streams: Float[np.ndarray, "rows seq d_model"],
+) -> np.ndarray:
+    """The value of any site, from the tokens and the `residuals` of their pass.
+
+    One program for all blocks that are alike; it computes no more of a block than the site needs.
+    """
+    seq = len(token_ids)
+    layer, site = place(name)
+    if name == "logits":  # the model's own function: the same bits
+        length = bucket(seq, model.config.context)
+        return distributed.gather(model.logits(np.pad(token_ids, (0, length - seq))[None]))[0, :seq]
+    if name in ("embed", "position_embed"):
+        graph, state = inputs.split(model)
+        found = _outside(graph, state, inputs.padded(model, token_ids), model.dtype, name)
+    elif name == "final_ln":
+        found = _final_ln(*nnx.split(model.network.final_ln), rows_of(model, streams[-1]))
+    else:
+        graph, state = nnx.split(model.network.blocks[layer])
+        found = _inside(graph, state, rows_of(model, streams[layer]), site)
+    row = distributed.gather(found)[0]
+    return row[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else row[:seq]
+
+
+def rows_of(
+    model: LanguageModel, x: Float[np.ndarray, "seq d_model"]
+) -> Float[Array | np.ndarray, "rows padded d_model"]:
+    """A residual filled up to its bucket, as the row (on a mesh, rows) that the devices take."""
+    room = bucket(len(x), model.config.context) - len(x)
+    row = np.pad(x, ((0, room), (0, 0)))[None].astype(model.dtype)
+    if model.mesh is None:
+        return row
+    rows = np.repeat(row, model.mesh.shape[DATA], axis=0)
+    spec = jax.sharding.PartitionSpec(DATA)
+    return sharding.put(rows, jax.sharding.NamedSharding(model.mesh, spec))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+def _residuals(graph: Any, state: Any, token_ids: jax.Array, dtype: str) -> list[jax.Array]:
+    network = nnx.merge(graph, state)
+    names = [f"blocks.{layer}.resid_pre" for layer in range(len(network.blocks))]
+    collect = Collector(names)
+    last, _ = network.hidden(token_ids, site=collect, dtype=dtype)
+    return [*(collect.values[name] for name in names), last]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted"))
+def _outside(graph: Any, state: Any, token_ids: jax.Array, dtype: str, wanted: str) -> jax.Array:
+    collect = Collector([wanted])
+    nnx.merge(graph, state).hidden(token_ids, site=collect, dtype=dtype)
+    return collect.values[wanted]  # the compiler drops the rest
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _final_ln(graph: Any, state: Any, x: Float[Array, "rows seq d_model"]) -> jax.Array:
+    return nnx.merge(graph, state)(x)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "wanted"))
+def _inside(graph: Any, state: Any, x: Float[Array, "rows seq d_model"], wanted: str) -> jax.Array:
+    collect = Collector([wanted])
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    nnx.merge(graph, state)(x, positions, None, collect)
+    return collect.values[wanted]
