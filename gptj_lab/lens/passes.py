@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def snapshot(model: LanguageModel) -> LanguageModel:
     """The model with the weights of now, whatever is trained later; no array is copied."""
     twin = copy.copy(model)
-    twin.network = nnx.merge(*nnx.split(model.network))
+    twin.network = nnx.merge(*nnx.split(model.network), copy=True)
     return twin
 
 

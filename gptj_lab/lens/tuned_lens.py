@@ -56,7 +56,8 @@ def train_tuned_lens(
             the training by returning True.
 
     Raises:
-        ValueError: a setting out of range, or texts without enough tokens for one window.
+        ValueError: a setting out of range, texts without enough tokens for one window, or a loss
+            that is not finite.
     """
     tokens = windows(model, texts, seq)
     for name, value in (("steps", steps), ("batch", batch)):
@@ -78,6 +79,11 @@ def train_tuned_lens(
         rows = rows if model.mesh is None else sharding.put_batch(rows, model.mesh)
         lens, state, losses = _step(graph, weights, lens, state, rows, model.dtype, optimiser)
         history.append(distributed.gather(losses))
+        if not np.isfinite(history[-1]).all():
+            raise ValueError(
+                f"the loss is not finite at step {step + 1}: lower learning_rate={learning_rate}, "
+                "or see trace.first_nan() of this model"
+            )
         if progress is not None and progress(step + 1, float(history[-1].mean())):
             break
     matrix, bias = (distributed.gather(each) for each in lens)
