@@ -68,22 +68,18 @@ def each(
     ids = np.asarray(model._checked([token_ids])[0])
     check_fits(base, model, len(ids))
     (position,) = base.indices(position)
-    by_row, row_bytes = _by_row(base, make(0))
-    row_bytes += _activation_bytes(model, base.seq, score_text)
+    row_bytes = _activation_bytes(model, base.seq, score_text)
+    row_bytes += max(_by_row(base, [make(row)])[1] for row in (0, total - 1))
     rows = _rows(total, chunk_bytes // row_bytes, model.mesh)
     tokens = np.tile(np.pad(ids, (0, base.seq - len(ids))), (rows, 1))
-    put = _putter(model.mesh)
     tokens = tokens if model.mesh is None else sharding.put_batch(tokens, model.mesh)
-    shared = {
-        field.name: put(getattr(base, field.name))
-        for field in dataclasses.fields(base)
-        if field.name not in (*by_row, "config")
-    }
+    on_devices = _putter(model.mesh)  # what rows share is sent once
     graph, state = nnx.split(model.network)
     for start in range(0, total, rows):
         made = [make(min(start + row, total - 1)) for row in range(rows)]
-        stacked = {name: np.stack([getattr(one, name) for one in made]) for name in by_row}
-        interventions = dataclasses.replace(base, **shared, **stacked)
+        by_row, _ = _by_row(base, made)
+        shared = {name: on_devices(getattr(base, name)) for name in _arrays(base) - set(by_row)}
+        interventions = dataclasses.replace(base, **shared, **_stacked(made, by_row))
         out = _forward(
             graph, state, tokens, interventions, position, model.dtype, by_row, score_text, sites
         )
@@ -168,15 +164,32 @@ def _nll(logits: jax.Array, token_ids: jax.Array, tokens: Any) -> jax.Array:
     return -jnp.where(counted, right, 0.0).sum(-1) / jnp.maximum(tokens - 1, 1)
 
 
-def _by_row(base: Interventions, made: Interventions) -> tuple[tuple[str, ...], int]:
+def _arrays(interventions: Interventions) -> set[str]:
+    return {field.name for field in dataclasses.fields(interventions)} - {"config"}
+
+
+def _by_row(base: Interventions, made: Sequence[Interventions]) -> tuple[tuple[str, ...], int]:
     """The fields that have a row each, and the bytes of one: always the same small ones.
 
-    So that all sweeps share a program; a table of vectors only where a row has its own.
+    So that all sweeps share a program; a table of vectors only where some row has its own.
     """
-    names = [field.name for field in dataclasses.fields(base) if field.name != "config"]
-    own = [name for name in names if getattr(made, name) is not getattr(base, name)]
-    by_row = tuple(name for name in names if name in _SMALL or name in own)
-    return by_row, sum(getattr(made, name).nbytes for name in by_row)
+
+    def differs(name: str) -> bool:
+        return any(getattr(one, name) is not getattr(base, name) for one in made)
+
+    by_row = tuple(name for name in sorted(_arrays(base)) if name in _SMALL or differs(name))
+    return by_row, sum(getattr(made[0], name).nbytes for name in by_row)
+
+
+def _stacked(made: Sequence[Interventions], names: Sequence[str]) -> dict[str, np.ndarray]:
+    fields = {name: [getattr(one, name) for one in made] for name in names}
+    for name, values in fields.items():
+        if len({value.shape for value in values}) > 1:
+            raise ValueError(
+                f"the rows of a sweep hold {name} of unequal size: give each as many edits, or put "
+                "the values into the base with store"
+            )
+    return {name: np.stack(values) for name, values in fields.items()}
 
 
 def _activation_bytes(model: "LanguageModel", seq: int, score_text: bool) -> int:
@@ -196,6 +209,13 @@ def _rows(total: int, fitting: int, mesh: jax.sharding.Mesh | None) -> int:
 
 
 def _putter(mesh: jax.sharding.Mesh | None) -> Callable[[Any], jax.Array]:
-    if mesh is None:
-        return jnp.asarray
-    return lambda value: sharding.put(np.asarray(value), NamedSharding(mesh, PartitionSpec()))
+    """What puts an array onto all devices whole, and the same array only once."""
+    put: dict[int, jax.Array] = {}
+
+    def once(value: Any) -> jax.Array:
+        if id(value) not in put:
+            whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+            put[id(value)] = jnp.asarray(value) if whole is None else sharding.put(value, whole)
+        return put[id(value)]
+
+    return once

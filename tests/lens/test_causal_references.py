@@ -21,10 +21,10 @@ PLACES = {
     "gpt_neo": ("transformer.h", "attn.attention.out_proj", "mlp", "num_layers"),
     "codegen": ("transformer.h", "attn.out_proj", "mlp", "n_layer"),
 }
-RELATIVES = [
-    "gptj", "gpt2", "gpt_neox", pytest.param("gpt_neo", marks=pytest.mark.slow),
-    pytest.param("codegen", marks=pytest.mark.slow),
-]  # fmt: skip
+RELATIVES = ["gptj", "gpt2"]
+RELATIVES += [
+    pytest.param(family, marks=pytest.mark.slow) for family in ("gpt_neox", "gpt_neo", "codegen")
+]
 
 
 class Hooked:

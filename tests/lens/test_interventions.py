@@ -61,7 +61,6 @@ def test_no_intervention_changes_no_bit_and_is_the_plain_forward_pass(model, tol
 
 
 def test_every_site_patched_with_its_own_value_changes_no_bit(model):
-    sites = [s for s in (*STREAMS, *HEADS) if _exists(model, s)]
     before, values = run(model, IDS, sites=EVERY)
     none = Interventions.none(model, len(IDS))
     for site in (*STREAMS, *HEADS):
