@@ -173,7 +173,7 @@ def _through(graph, state, middle) -> Float[Array, "heads d_head d_head"]:
 def _embedded_to_unembedded(graph, state, eps) -> Float[Array, "d_model d_model"]:
     """The sum over tokens of normalised embedding times the unembedding's row."""
     ends = nnx.merge(graph, state)
-    embed, unembed = ends.embed.get_value(), weights.unembedding(ends)
+    embed = ends.embed.get_value()
     gain = weights.gain(ends.final_ln)
 
     def one(start: jax.Array) -> jax.Array:
@@ -182,7 +182,7 @@ def _embedded_to_unembedded(graph, state, eps) -> Float[Array, "d_model d_model"
         x = jnp.take(embed, ids, axis=0, mode="clip").astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
-        rows = jnp.take(unembed, ids, axis=0, mode="clip")
+        rows = weights.unembedding_rows(ends, ids)
         rows = rows * jnp.broadcast_to(gain[None], rows.shape)
         return jnp.einsum("vm,vn->mn", jnp.where(there, x, 0), rows, precision=_EXACT)
 

@@ -21,7 +21,7 @@ def direction(
     network: Transformer, pair: Int[Array, "two"], minus: Float[Array, ""]
 ) -> tuple[Float[Array, "d_model"], Float[Array, ""]]:
     """The unembedding's row of pair[0] minus `minus` times that of pair[1], and of its bias."""
-    rows = weights.unembedding(network)[pair]
+    rows = weights.unembedding_rows(network, pair)
     sign = jnp.stack([jnp.ones_like(minus), -minus])
     bias = weights.bias(network.head)
     shift = jnp.zeros(()) if bias is None else jnp.sum(bias[pair] * sign)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.linear import Linear
@@ -40,6 +40,14 @@ def unembedding(network: Transformer | Ends) -> Float[Array, "vocab d_model"]:
     return matrix(network.head)
 
 
+def unembedding_rows(
+    network: Transformer | Ends, ids: Int[Array, "rows"]
+) -> Float[Array, "rows d_model"]:
+    """Some rows of the unembedding, float32: no copy of the whole is made."""
+    table = network.embed if network.head is None else network.head.weight
+    return jnp.take(table.get_value(), ids, axis=0, mode="clip").astype(jnp.float32)
+
+
 def gain(norm: LayerNorm) -> Float[Array, "d_model"]:
     """A LayerNorm's float32 scale."""
     return norm.scale.get_value().astype(jnp.float32)
@@ -49,5 +57,7 @@ def pulled_back(
     out: Linear, direction: Float[Array, "d_model"], num_heads: int
 ) -> Float[Array, "heads d_head"]:
     """What each head's z is multiplied with to give its write's share along `direction`."""
-    pulled = jnp.einsum("o,oi->i", direction, matrix(out), precision=jax.lax.Precision.HIGHEST)
-    return pulled.reshape(num_heads, -1)
+    nothing = jnp.zeros(out.weight.get_value().shape[1], jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        _, pull = jax.vjp(out, nothing)  # makes no float copy of int8 weights
+        return pull(direction)[0].reshape(num_heads, -1)

@@ -13,7 +13,7 @@ from gptj_lab.lens.composition import (
     singular_values,
 )
 
-MODELS = cases("gptj", ("gpt2", "int8", 1, 4), slow=["codegen", "gpt_neox", "gpt_neo", "gpt2"])
+MODELS = cases("gptj", slow=["codegen", "gpt_neox", "gpt_neo", ("gpt2", "int8", 1, 4)])
 
 
 @pytest.fixture(scope="module", params=MODELS)

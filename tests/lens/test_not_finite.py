@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from small_models import cases, changed, small_model
+from small_models import FAMILIES, cases, changed, small_model
 
 from gptj_lab.lens.not_finite import first_not_finite
 
 PROMPT = "the cat sat on the mat"
 
 
-@pytest.mark.parametrize("model", cases("gptj", "gpt_neo", slow=["gpt_neox", "codegen", "gpt2"]))
+@pytest.mark.parametrize("model", cases("gptj", slow=[*FAMILIES[1:], ("gptj", "int8", 2, 2)]))
 def test_a_finite_run_has_none(model):
     assert first_not_finite(small_model(*model), PROMPT) is None
 
@@ -60,7 +60,3 @@ def test_what_overflows_is_told_from_what_is_stored():
     found = first_not_finite(changed(small_model("gptj", d_ff=32), grow), PROMPT)
     assert found.site == "blocks.0.mlp_out" and found.weights == ()
     assert "compute in a wider dtype" in str(found)
-
-
-def test_it_works_on_a_mesh_with_int8():
-    assert first_not_finite(small_model("gptj", "int8", 2, 2), PROMPT) is None
