@@ -113,3 +113,71 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
   }
   return { node, show, mark, paint, focus: keys.focus };
 }
+
+// The overview with its score, which panes may add to.
+function headsPane(x) {
+  const { make, state, about: { layers, heads } } = x;
+  let thumbs = null; // {of, size, signed, all: [L·H] of [S, S]}
+  let scores = []; // [{name, label, unit, note, values}]
+  let own = []; // scores that panes add
+  const all = () => [...scores.filter((each) => !own.some((other) => other.name === each.name)), ...own];
+  function takeThumbs({ of = "a", thumb: size, signed }, bytes) {
+    const long = (size * (size + 1)) / 2;
+    thumbs = { of, size, signed, all: times(layers * heads, (i) => square(bytes.subarray(i * long, (i + 1) * long), size)) };
+  }
+  function takeScores(meta, values) {
+    const each = layers * heads;
+    scores = meta.map((one, i) => ({ ...one, values: values.subarray(i * each, (i + 1) * each) }));
+    fillScores();
+  }
+  function fillScores() {
+    const options = [["", "attention patterns"], ...all().map((each) => [each.name, each.label])];
+    if (!options.some(([value]) => value === state.score)) state.score = "";
+    scoreBox.fill(options, state.score);
+  }
+  function begin(message, small, values) { // of a run
+    own = [];
+    takeThumbs(message, small);
+    takeScores(message.scores, values);
+  }
+  const addScore = (score) => {
+    own = [...own.filter((each) => each.name !== score.name), score];
+    fillScores();
+    showHeads();
+  };
+  const fresh = () => x.ask({ op: "scores", of: "a" }, "f", (message, values) => {
+    takeScores(message.scores, values);
+    showHeads();
+  });
+  const changed = () => thumbs.of.startsWith("after") && (thumbs.of = "");
+  function showHeads(only = false) {
+    if (!x.ran) return;
+    const marks = { chosen: [state.layer, state.head], selected: state.selected, ablated: x.ablated() };
+    if (only) return heatmap.mark(marks);
+    const score = all().find((each) => each.name === state.score);
+    scoreNote.textContent = score ? `${score.note ?? ""} ${score.unit && `(${score.unit})`}` : "";
+    const draw = () => heatmap.show({ thumbs, score, ...x.colours(thumbs.signed), tables: [x.colours().lut, x.colours(true).lut], sorted: state.sorted && Boolean(score), ...marks });
+    draw();
+    if (thumbs.of !== state.of) {
+      const { of } = state;
+      x.ask({ op: "thumbs", of }, "u", (message, bytes) => {
+        takeThumbs(message, bytes);
+        draw();
+      });
+    }
+  }
+  const scoreBox = make.select("show", [["", "attention patterns"]], state.score, (value) => x.set("score", value, showHeads));
+  const sorted = make.check("sort", state.sorted, (on) => x.set("sorted", on, showHeads), "the highest score first; the cells then carry layer.head");
+  const scoreNote = make("p", "gx-hint");
+  const add = (layer, head) => {
+    const name = `${layer}.${head}`;
+    if (!state.selected.delete(name)) state.selected.add(name);
+    showHeads(true);
+    x.showMatrix();
+    x.tell(`${state.selected.size} heads are selected`);
+  };
+  const heatmap = overview(make, { layers, heads, choose: x.choose, toggle: add, ablate: x.ablate });
+  const node = make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
+    make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several."));
+  return { node, begin, changed, show: showHeads, all, addScore, fresh, paint: heatmap.paint, focus: heatmap.focus };
+}

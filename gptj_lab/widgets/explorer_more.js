@@ -194,7 +194,7 @@ function specialPanel(x) {
     const found = wheel.data;
     x.tell(`${found.rows[r]}, distance ${c}: ${signed(found.values[r * found.cols.length + c], 3)}`);
   } });
-  const ledger = make("div", "");
+  const ledger = make("div", "gx-ledger");
   const circuits = make("div", "gx-three");
   let kind = "ov";
   const node = make("div", "", make("h4", "", "Rotary: the score by frequency and distance"), say[0], wheel.node,

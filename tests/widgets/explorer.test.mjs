@@ -333,5 +333,3 @@ test("zoom, layout and pooling", () => {
   assert.equal(view.around(0, 1), 128);
   assert.deepEqual([view.around(5, 1), view.around(-5, 1), view.around(NaN, 1)], [255, 1, -1]);
 });
-
-test("the module is at most 60 KB", { skip: !process.env.GPTJ_LAB_PACKED }, () => assert.ok(source.length <= 60_000, `${source.length} bytes`));
