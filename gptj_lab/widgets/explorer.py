@@ -213,7 +213,8 @@ class Explorer(anywidget.AnyWidget):
         the selected query (or the last token) in that run; scores, a dictionary of float32
         [layers, heads].
         """
-        session, chosen = self._session, self.selection
+        session = self._session
+        chosen: dict[str, Any] = dict(self.selection)
         of = chosen["of"]
         run = session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
         query = len(run) - 1 if chosen["query"] is None else min(chosen["query"], len(run) - 1)
@@ -339,7 +340,8 @@ class Explorer(anywidget.AnyWidget):
         session, config = self._session, self._session.model.config
         return {
             "version": 1, "session": explorer_requests.SESSION,
-            "name": session.model.name or "the model", "family": config.family, "title": config.family_title, "layers": config.num_layers,
+            "name": session.model.name or "the model", "family": config.family,
+            "title": config.family_title, "layers": config.num_layers,
             "heads": config.num_heads, "d_model": config.d_model, "d_head": config.d_head,
             "d_rotary": config.d_rotary, "context": config.context, "vocab": config.vocab_size,
             "parallel": config.parallel, "rotary": config.positions != "learned",

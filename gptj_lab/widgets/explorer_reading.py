@@ -37,8 +37,8 @@ class Reading:
         ids: int32 [seq], the text's tokens.
         interventions: the edits, or none of them.
         logits: float32 [seq, vocab].
-        residuals: float32 [layers + 1, seq, d_model], what each block reads (resid_pre), and what
-            the last one leaves.
+        residuals: [layers + 1, seq, d_model], what each block reads (resid_pre), and what the last
+            one leaves, in the dtype of the activations.
 
     Raises:
         ValueError: tokens that don't fit; a logit that is NaN (the message names the site).
@@ -58,7 +58,7 @@ class Reading:
         names.append(f"blocks.{layers - 1}.resid_post")
         logits, values = run(model, ids, self.interventions, names)
         self.logits = np.asarray(logits, np.float32)
-        self.residuals = np.stack([np.asarray(values[name], np.float32) for name in names])
+        self.residuals = np.stack([values[name] for name in names])
         self._made: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Reading:
             site: as in `gptj_lab.model.sites`, without "blocks.N.".
         """
         if site == "resid_pre":
-            return self.residuals[layer]
+            return self.residuals[layer].astype(np.float32)
         if (layer, site) not in self._made:
             self._made[layer, site] = self._make(layer, site)
         self._made.move_to_end((layer, site))
@@ -179,6 +179,6 @@ def _overview(
     """The largest weight of each tile, and the scores, of a block's heads."""
     pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
     widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
-    within = jnp.minimum(starts[:, None] + jnp.arange(widest), stops[:, None] - 1)
+    within = jnp.minimum(starts[:, None] + jnp.arange(widest)[None], stops[:, None] - 1)
     rows = pattern[:, within].max(2)
     return rows[:, :, within].max(3), scores(pattern, ids, queries)

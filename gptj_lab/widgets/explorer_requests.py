@@ -28,7 +28,7 @@ def compiled() -> int:
     return _COMPILED[0]
 
 
-def _count(event: str, _: float, **__: Any) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     _COMPILED[0] += event == "/jax/core/compile/backend_compile_duration"
 
 

@@ -78,7 +78,7 @@ def ledger(reading: Reading, position: int) -> Ledger:
     """
     norms, writes = [], []
     for layer in range(reading.model.config.num_layers):
-        before = reading.residuals[layer, position]
+        before = reading.residuals[layer, position].astype(np.float32)
         pair = [reading.inside(layer, site)[position] for site in ("attn_out", "mlp_out")]
         sizes = [float(np.linalg.norm(each)) for each in (before, *pair)]
         scale = sizes[1] * sizes[2]

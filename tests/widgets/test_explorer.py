@@ -671,7 +671,10 @@ def long_model(tiny_config, tiny_tokenizer):
     return LanguageModel(config, network, tiny_tokenizer, "long")
 
 
-@pytest.mark.parametrize(("tokens", "mode", "size"), [(700, "head", 700), (2048, "pooled", 512)])
+@pytest.mark.parametrize(
+    ("tokens", "mode", "size"),
+    [pytest.param(700, "head", 700, marks=pytest.mark.slow), (2048, "pooled", 512)],
+)
 def test_long_texts_are_sent_by_head_or_pooled_and_say_so(long_model, tokens, mode, size):
     words = (" cat sat on the mat, and the dog" * 300).strip()
     ids = long_model.tokenizer.encode(words)[:tokens]
@@ -702,7 +705,7 @@ def test_long_texts_are_sent_by_head_or_pooled_and_say_so(long_model, tokens, mo
 
 
 @pytest.mark.parametrize(
-    "kind", cases("gpt_neo", slow=["gpt_neox", "gpt2", ("gptj", "int8", 2, 2)])
+    "kind", cases(slow=["gpt_neo", "gpt_neox", "gpt2", ("gptj", "int8", 2, 2)])
 )
 def test_every_family_int8_and_a_mesh(kind):
     model = small_model(*kind)
