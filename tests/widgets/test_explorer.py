@@ -648,6 +648,20 @@ def test_weights_that_change_make_the_view_stale(tiny_config, tiny_tokenizer):
     front.one("next", "stale", position=3)
 
 
+def test_only_the_last_explorers_hold_arrays(model):
+    first = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare=B))
+    first.explorer.ablate(0, 1)
+    first.explorer.select(layer=1, of="after")
+    before = first.explorer.data
+    held = [gptj_lab.widgets.Explorer(model, A) for _ in range(6)]
+    assert sum(each._session._runs is not None for each in [first.explorer, *held]) == 4
+    assert first.explorer._session._runs is None
+    after = first.explorer.data
+    assert all(np.array_equal(after[name], before[name]) for name in ("pattern", "logits"))
+    assert sum(each._session._runs is not None for each in [first.explorer, *held]) == 4
+    first.one("compare", "compared")
+
+
 def test_a_restarted_kernel_is_another_session(front, monkeypatch):
     pong, _ = front.one("ping", "pong")
     assert pong["session"] == front.explorer.about["session"]
