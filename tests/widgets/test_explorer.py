@@ -715,6 +715,21 @@ def test_long_texts_are_sent_by_head_or_pooled_and_say_so(long_model, tokens, mo
     front.one("intervene", "next", interventions=edits, position=seq - 1)
 
 
+@pytest.mark.slow
+def test_the_first_picture_of_28_layers_and_256_tokens_is_below_a_megabyte():
+    model = small_model(
+        "gptj", num_layers=28, num_heads=16, d_model=128, d_ff=128, d_rotary=4, context=256
+    )
+    text = model.tokenizer.decode(model.tokenizer.encode("the cat sat on the mat, and " * 99)[:256])
+    front = FrontEnd(gptj_lab.widgets.Explorer(model, text))
+    answers = [front.one("hello", "ran"), front.one("pattern", layer=0)]
+    assert len(answers[0][0]["ids"]) == 256 and answers[0][0]["mode"] == "layer"
+    sizes = [len(json.dumps(content)) + sum(map(len, data)) for content, data in answers]
+    assert sum(sizes) <= 1_000_000
+    data, metadata = front.explorer._repr_mimebundle_()
+    assert len(base64.b64encode(data["image/png"])) + len(json.dumps(metadata)) <= 80_000
+
+
 # --- Every family ---
 
 
