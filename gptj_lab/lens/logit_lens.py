@@ -124,7 +124,8 @@ def logit_lens(
     if not 1 <= top <= vocab:
         raise ValueError(f"top is {top}: 1 to {vocab} tokens can be kept")
     places, layers = places_of(trace, positions), trace.config.num_layers
-    streams = trace.residuals[:layers, places] if streams is None else streams
+    if streams is None:
+        streams = trace.residuals[:layers, places]
     if streams.shape != (layers, len(places), trace.config.d_model):
         raise ValueError(
             f"streams has shape {streams.shape}: "

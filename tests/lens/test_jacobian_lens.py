@@ -10,12 +10,16 @@ from gptj_lab.lens.jacobian_lens import fit_jacobian_lens, jacobian_lens, pushed
 from gptj_lab.lens.logit_lens import logit_lens
 
 PROMPT = "the cat sat on the mat, and the dog"
-MODELS = [("gptj",), ("gpt2", "int8", 1, 2)]
-SLOW = [(f, w) for f in FAMILIES for w in ("float32", "int8")] + [("gpt_neo", "float32", 2, 2)]
+SLOW = [
+    *((family, weights) for family in FAMILIES for weights in ("float32", "int8")),
+    ("gpt2", "int8", 1, 2),
+    ("gpt_neo", "float32", 2, 2),
+]
 
 
 @pytest.fixture(
-    scope="module", params=[*MODELS, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+    scope="module",
+    params=[("gptj",), *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW[1:])],
 )
 def model(request):
     return small_model(*request.param)
