@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from explorer_front import FrontEnd, array
 from flax import nnx
-from small_models import cases, small_model
+from small_models import cases, changed, small_model
 
 import gptj_lab
 from gptj_lab.language_model import LanguageModel
@@ -100,6 +100,14 @@ def test_a_refused_prompt_leaves_everything_as_it_was(front, prompt, message):
     assert front.explorer.prompt == A
     assert np.array_equal(front.explorer.data["pattern"], before["pattern"])
     front.one("pattern", layer=0)
+
+
+def test_a_nan_inside_the_model_is_named(model):
+    def spoil(network):
+        network.blocks[1].mlp.fc_in.bias.set_value(network.blocks[1].mlp.fc_in.bias[...] * np.nan)
+
+    with pytest.raises(ValueError, match="blocks.1.mlp.pre"):
+        gptj_lab.widgets.Explorer(changed(model, spoil), A)
 
 
 def test_untrusted_text_is_data_and_comes_back(front, model):
@@ -450,9 +458,9 @@ def test_a_tuned_model_shows_which_head_moved(model):
     network = nnx.merge(*nnx.split(model.network))
     weight = network.blocks[1].attn.q.weight
     size = model.config.d_head
-    changed = np.array(weight[...])
-    changed[2 * size : 3 * size] *= -1  # head 2 of layer 1 looks for the opposite
-    network.blocks[1].attn.q.weight = nnx.Param(jax.numpy.asarray(changed))
+    turned = np.array(weight[...])
+    turned[2 * size : 3 * size] *= -1  # head 2 of layer 1 looks for the opposite
+    network.blocks[1].attn.q.weight = nnx.Param(jax.numpy.asarray(turned))
     tuned = LanguageModel(model.config, network, model.tokenizer, "tuned")
     front = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare=tuned))
     assert front.explorer.about["compare"] == "model"
