@@ -28,7 +28,6 @@ function render({ model, el }) {
   let timers = {};
 
   const root = make("section", "gptj-view gptj-explorer", { "aria-label": "Explorer" });
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys stay out
   const theme = () => root.dataset.theme || "light";
   const later = (name, wait, f) => {
     clearTimeout(timers[name]);
@@ -296,6 +295,15 @@ function render({ model, el }) {
     }
     taken(event);
   });
+
+  // The notebook's own keys stay out: it looks for this mark from the focused node upwards, and
+  // may find that node first. A click that makes another cell active takes the focus: back with it.
+  let last = null;
+  root.addEventListener("focusin", (event) => {
+    last = event.target;
+    last.dataset.lmSuppressShortcuts = "true";
+  });
+  root.addEventListener("click", () => later("focus", 60, () => root.contains(doc.activeElement) || last?.focus({ preventScroll: true })));
 
   // --- What changes without the view ---
   const unwatch = followTheme(root);
