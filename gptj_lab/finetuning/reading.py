@@ -1,0 +1,266 @@
+"""Sources of text: files and folders of several formats, rows, data sets of the hub."""
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptj_lab.finetuning import files, tfrecords
+from gptj_lab.finetuning.passages import Passage, ReadingNotes, documents
+from gptj_lab.finetuning.rows import row_passages
+
+__all__ = ["HubDataset", "Passage", "ReadingNotes", "Source", "content_key", "passages"]
+
+_TEXTS = (".txt", ".md", ".py")
+_LINES = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", ".parquet")
+_RECORDS = (".tfrecords", ".tfrecord", ".index")
+KINDS = (*_TEXTS, *_LINES, *_TABLES, *_RECORDS)
+_PACKED = tuple(
+    kind + end for kind in (*_TEXTS, *_LINES, ".csv", ".tsv") for end in (".zst", ".gz")
+)
+_PASSED_OVER = {"__pycache__", "node_modules"}  # and folders whose names begin with a dot
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """A data set that `datasets.load_dataset` streams: of the hub, or of files through a builder.
+
+    >>> HubDataset(name="roneneldan/TinyStories", split="train").split
+    'train'
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | Sequence[str] | None = None
+
+    def rows(self) -> Iterator[Any]:
+        """Its rows, streamed."""
+        datasets = files.needed("datasets", f"the data set {self.name!r}")
+        yield from datasets.load_dataset(
+            self.name,
+            self.config,
+            split=self.split,
+            revision=self.revision,
+            data_files=self.data_files,
+            streaming=True,
+        )
+
+
+Source = str | Path | HubDataset | Iterable[Any]
+
+
+def passages(
+    sources: Source, notes: ReadingNotes, *, text_field: str | None = None
+) -> Iterator[Passage]:
+    """The passages of all sources, one after the other, a file at a time.
+
+    A source is a path (a file, or a folder with all that is below it), a text, a HubDataset, or
+    an iterable of such, of rows (dicts) and of texts; `datasets.Dataset` objects are iterables.
+    A str is a path if it looks like one: no blanks in it, or a known ending.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere.
+        ValueError: a file of a kind that isn't read; with strict notes, whatever is wrong.
+    """
+    if isinstance(sources, str | Path):
+        if isinstance(sources, str) and not is_path(sources):
+            yield from documents([sources], "text", notes)
+            return
+        for path in _files_of(Path(sources), notes):
+            yield from _of_file(path, notes, text_field)
+    elif isinstance(sources, HubDataset):
+        for number, row in enumerate(sources.rows(), 1):
+            yield from row_passages(row, f"{sources.name} row {number:,}", notes, text_field)
+    elif isinstance(sources, Iterable) and not isinstance(sources, dict | bytes):
+        for number, source in enumerate(sources, 1):
+            place = f"item {number:,}"
+            if isinstance(source, dict):
+                yield from row_passages(source, place, notes, text_field)
+            elif isinstance(source, str) and not is_path(source):
+                if not source.strip():
+                    notes.skip("a text of blanks only, left out", place)
+                yield from documents([source], place, notes)
+            elif isinstance(source, str | Path | HubDataset):
+                yield from passages(source, notes, text_field=text_field)
+            else:
+                raise TypeError(f"{place} is a {type(source).__name__}: give texts, paths or dicts")
+    else:
+        raise TypeError(f"the source is a {type(sources).__name__}: give a path, a text or a list")
+
+
+def is_path(text: str) -> bool:
+    """Whether a str names a file or folder, rather than being a text to train on."""
+    if len(text) > 1024 or "\n" in text or not text.strip():
+        return False
+    if text.lower().endswith((*KINDS, *_PACKED)) or os.path.exists(text):
+        return True
+    return not any(character.isspace() for character in text)
+
+
+def content_key(sources: Source) -> str | None:
+    """A hash of all that the sources hold; None where only reading them would tell."""
+    hashed = hashlib.blake2b(digest_size=16)
+
+    def take(source: Any) -> bool:
+        if isinstance(source, str) and not is_path(source):
+            hashed.update(f"text {len(source)} ".encode() + source.encode("utf-8", "replace"))
+        elif isinstance(source, str | Path):
+            for path in _files_of(Path(source), ReadingNotes()):
+                listed = tfrecords.index_files(path) if path.suffix == ".index" else []
+                for file in (path, *listed):
+                    with file.open("rb") as opened:
+                        digest = hashlib.file_digest(opened, "blake2b").hexdigest()
+                    hashed.update(f"file {file.name} {digest} ".encode())
+        elif isinstance(source, dict):
+            hashed.update(f"row {json.dumps(source, default=repr)} ".encode())
+        elif isinstance(source, HubDataset) or isinstance(source, Iterator):
+            return False  # may be another next time
+        elif isinstance(fingerprint := getattr(source, "_fingerprint", None), str):
+            hashed.update(f"datasets {fingerprint} ".encode())
+        elif isinstance(source, Sequence):
+            hashed.update(f"list {len(source)} ".encode())
+            return all([take(item) for item in source])
+        else:
+            return False
+        return True
+
+    return hashed.hexdigest() if take(sources) else None
+
+
+def _files_of(source: Path, notes: ReadingNotes) -> list[Path]:
+    """The files of a path, sorted; those of a folder that aren't read are noted."""
+    if source.is_file():
+        if not source.name.lower().endswith((*KINDS, *_PACKED)):
+            raise ValueError(
+                f"{source} is of no kind that is read: {', '.join(KINDS)} "
+                "(texts and lines also as .zst or .gz); give it such an ending if it is one"
+            )
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"{source} is no file or folder; to train on these words themselves, give [{{'text': "
+            f"{str(source)!r}}}]"
+        )
+    found = []
+    for folder, below, names in os.walk(source):
+        below[:] = sorted(n for n in below if n not in _PASSED_OVER and not n.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith((*KINDS, *_PACKED)):
+                found.append(Path(folder) / name)
+            else:
+                ending = Path(name).suffix or name
+                notes.remark(f"a file of a kind that isn't read ({ending})", name)
+    records = {file for path in found if path.suffix == ".index" for file in _listed(path)}
+    found = [path for path in found if path not in records]  # read through their index
+    if not found:
+        raise FileNotFoundError(
+            f"{source} holds no file of a kind that is read: {', '.join(KINDS)}"
+        )
+    return found
+
+
+def _listed(index: Path) -> list[Path]:
+    return tfrecords.index_files(index)
+
+
+def _of_file(path: Path, notes: ReadingNotes, text_field: str | None) -> Iterator[Passage]:
+    """The passages of one file; one that gives none is noted."""
+    kind = next(kind for kind in KINDS if kind in path.name.lower() and _is_of(path, kind))
+    if kind in _TEXTS:
+        found = documents(files.text(path, notes), path.name, notes)
+    elif kind in _RECORDS:
+        listed = tfrecords.index_files(path) if kind == ".index" else [path]
+        each = (tfrecords.record_passages(file, notes) for file in listed)
+        found = itertools.chain.from_iterable(each)
+    else:
+        rows = _lines if kind in _LINES else _parquet if kind == ".parquet" else _table
+        found = _of_rows(path, rows, notes, text_field)
+    first = next(found, None)
+    if first is None:
+        notes.skip("a file without text, left out", path.name)
+        return
+    yield first
+    yield from found
+
+
+def _is_of(path: Path, kind: str) -> bool:
+    return path.name.lower().endswith((kind, kind + ".zst", kind + ".gz"))
+
+
+_Rows = Callable[[Path, ReadingNotes], Iterator[tuple[str, Any]]]
+
+
+def _of_rows(
+    path: Path, rows: _Rows, notes: ReadingNotes, text_field: str | None
+) -> Iterator[Passage]:
+    for place, row in rows(path, notes):
+        for passage in row_passages(row, f"{path.name} {place}", notes, text_field):
+            yield dataclasses.replace(passage, origin=path.name)
+
+
+def _lines(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of JSON."""
+    for number, line in enumerate(files.lines(files.blocks(path, notes)), 1):
+        place = f"line {number:,}"
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+            shown = line[:60].decode("utf-8", "replace")
+            notes.skip(f"a line left out, {reason}", f"{path.name} {place} {shown!r}")
+            continue
+        yield place, value
+
+
+def _table(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a .csv or .tsv with names in its first line."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts are longer than its 131,072
+    lines = (line + "\n" for line in files.lines(files.text(path, notes)))
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    names = next(table, None)
+    while True:
+        try:
+            if (row := next(table, None)) is None:
+                return
+        except csv.Error as error:
+            shown = f"{path.name} line {table.line_num:,} ({error})"
+            notes.skip("a row of a table left out, badly quoted", shown)
+            continue
+        place = f"line {table.line_num:,}"
+        if names is None or not row:
+            continue
+        if len(row) != len(names):
+            shown = f"{path.name} {place} ({len(row)} of {len(names)}) {row[:3]}"
+            notes.skip("a row of a table left out, with more or fewer fields than names", shown)
+            continue
+        yield place, dict(zip(names, row, strict=True))
+
+
+def _parquet(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a .parquet file, some hundred in memory at a time."""
+    files.needed("pyarrow", f"{path.name} (.parquet)")
+    parquet = files.needed("pyarrow.parquet", f"{path.name} (.parquet)")
+    arrow = files.needed("pyarrow", f"{path.name} (.parquet)")
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for some in file.iter_batches(batch_size=256):
+                for row in some.to_pylist():
+                    number += 1
+                    yield f"row {number:,}", row
+    except (arrow.ArrowInvalid, OSError) as error:
+        notes.skip("a damaged parquet file, read as far as it goes", f"{path.name} ({error})")
