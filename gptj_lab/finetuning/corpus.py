@@ -1,6 +1,7 @@
 """A corpus: texts of any kind, tokenised once, split, and laid out in windows to train on."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import uuid
@@ -83,15 +84,17 @@ def prepare(
         ValueError: no text; a file of a kind that isn't read; with `strict`, the first fault.
     """
     folder = Path(cache) if cache is not None else default_cache()
-    settings = dict(tokenizer=tokenizer, text_field=text_field, strict=strict, folder=folder)
-    store = _tokenised(sources, **settings)
+    tokenised = functools.partial(
+        _tokenised, tokenizer=tokenizer, text_field=text_field, strict=strict, folder=folder
+    )
+    store = tokenised(sources)
     if isinstance(held_out, int | float):
-        split = splitting.split(store, float(held_out), context)
-        held_store = store
+        share = float(held_out)
+        split, held_store = splitting.split(store, share, context), store
     else:
-        held_store = _tokenised(held_out, **settings)
+        share, held_store = None, tokenised(held_out)
         split = _given(store, held_store)
-    about = [store.name, held_store.name, context, packing, repr(held_out)[:80]]
+    about = [store.name, held_store.name, context, packing, share]
     return Corpus(
         name=hashlib.blake2b(repr(about).encode(), digest_size=12).hexdigest(),
         tokenizer=tokenizer,

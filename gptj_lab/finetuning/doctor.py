@@ -6,7 +6,7 @@ import numpy as np
 
 from gptj_lab.finetuning.packing import Windows
 from gptj_lab.finetuning.splitting import LEAK, Split
-from gptj_lab.finetuning.token_cache import TokenStore
+from gptj_lab.finetuning.token_store import TokenStore
 
 _OFTEN = 20  # times that a window is seen, from which on a model learns it by heart
 
@@ -86,7 +86,7 @@ def examine(
         sentences=[],
     )
     sentences = [
-        *_becomes(report, train, steps, batch),
+        *_becomes(report, train, steps * batch if steps and batch else 0),
         *_held_out(report, held_out, split),
         *_repeats(report, split),
         *_oddities(train, report),
@@ -102,17 +102,17 @@ def _trained(stores: list[TokenStore], tokens: int) -> float:
     return 1 - silent / tokens if tokens else 0.0
 
 
-def _becomes(report: Report, train: Windows, steps: int | None, batch: int | None) -> list[str]:
+def _becomes(report: Report, train: Windows, taken: int) -> list[str]:
+    """`taken`: windows that a run takes, 0 where that isn't known."""
     tokens, windows = _count(report.tokens, "token"), _count(report.train_windows, "window")
     if report.documents > 1:
         tokens = f"{_count(report.documents, 'document')}, {tokens}"
-    seen = ""
-    if steps and batch and report.train_windows:
-        times = steps * batch / report.train_windows
+    seen, times = "", taken / max(1, report.train_windows)
+    if times:
         seen = ", seen once" if times == 1 else f", seen {times:,.{0 if times >= 10 else 1}f} times"
     words = f"{tokens}: {_one(windows)} of {report.context:,} to train on{seen}."
     said = [words.replace(".0 times", " times")]
-    if seen and steps * batch / report.train_windows >= _OFTEN:
+    if times >= _OFTEN:
         said.append(
             f"A text seen {_OFTEN} times or more is learnt by heart: fewer steps, or more text."
         )

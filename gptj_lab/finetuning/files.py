@@ -137,7 +137,7 @@ def lines(parts: Iterable[Any]) -> Iterator[Any]:
     """The lines of text or bytes that comes in parts, each without its \\n."""
     waiting: list[Any] = []  # parts of one line, joined once: a line may be many parts long
     for part in parts:
-        end = b"\n" if isinstance(part, bytes) else "\n"
+        end: Any = b"\n" if isinstance(part, bytes) else "\n"
         first, *others = part.split(end)
         waiting.append(first)
         for other in others:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from gptj_lab.finetuning.token_cache import TokenStore
+from gptj_lab.finetuning.token_store import TokenStore
 
 Packing = Literal["documents", "plain"]
 

@@ -1,21 +1,18 @@
 """Sources of text: files and folders of several formats, rows, data sets of the hub."""
 
-import csv
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.finetuning import files, tfrecords
+from gptj_lab.finetuning import files, tables, tfrecords
 from gptj_lab.finetuning.passages import Passage, ReadingNotes, documents
 from gptj_lab.finetuning.rows import row_passages
-
-__all__ = ["HubDataset", "Passage", "ReadingNotes", "Source", "content_key", "passages"]
 
 _TEXTS = (".txt", ".md", ".py")
 _LINES = (".jsonl", ".ndjson")
@@ -32,6 +29,8 @@ _PASSED_OVER = {"__pycache__", "node_modules"}  # and folders whose names begin 
 class HubDataset:
     """A data set that `datasets.load_dataset` streams: of the hub, or of files through a builder.
 
+    It is read anew for each `prepare`, to see whether it changed, unless `revision` is a commit.
+
     >>> HubDataset(name="roneneldan/TinyStories", split="train").split
     'train'
     """
@@ -41,6 +40,11 @@ class HubDataset:
     split: str = "train"
     revision: str | None = None
     data_files: str | Sequence[str] | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether `revision` is a whole commit, so that it is the same text each time."""
+        return bool(re.fullmatch("[0-9a-f]{40}", self.revision or "")) and not self.data_files
 
     def rows(self) -> Iterator[Any]:
         """Its rows, streamed."""
@@ -122,8 +126,11 @@ def content_key(sources: Source) -> str | None:
                     hashed.update(f"file {file.name} {digest} ".encode())
         elif isinstance(source, dict):
             hashed.update(f"row {json.dumps(source, default=repr)} ".encode())
-        elif isinstance(source, HubDataset) or isinstance(source, Iterator):
-            return False  # may be another next time
+        elif isinstance(source, HubDataset):
+            hashed.update(f"hub {source} ".encode())
+            return source.is_pinned
+        elif isinstance(source, Iterator):
+            return False
         elif isinstance(fingerprint := getattr(source, "_fingerprint", None), str):
             hashed.update(f"datasets {fingerprint} ".encode())
         elif isinstance(source, Sequence):
@@ -159,17 +166,15 @@ def _files_of(source: Path, notes: ReadingNotes) -> list[Path]:
             else:
                 ending = Path(name).suffix or name
                 notes.remark(f"a file of a kind that isn't read ({ending})", name)
-    records = {file for path in found if path.suffix == ".index" for file in _listed(path)}
+    records = {
+        file for path in found if path.suffix == ".index" for file in tfrecords.index_files(path)
+    }
     found = [path for path in found if path not in records]  # read through their index
     if not found:
         raise FileNotFoundError(
             f"{source} holds no file of a kind that is read: {', '.join(KINDS)}"
         )
     return found
-
-
-def _listed(index: Path) -> list[Path]:
-    return tfrecords.index_files(index)
 
 
 def _of_file(path: Path, notes: ReadingNotes, text_field: str | None) -> Iterator[Passage]:
@@ -182,7 +187,8 @@ def _of_file(path: Path, notes: ReadingNotes, text_field: str | None) -> Iterato
         each = (tfrecords.record_passages(file, notes) for file in listed)
         found = itertools.chain.from_iterable(each)
     else:
-        rows = _lines if kind in _LINES else _parquet if kind == ".parquet" else _table
+        rows = tables.separated if kind != ".parquet" else tables.parquet
+        rows = tables.json_lines if kind in _LINES else rows
         found = _of_rows(path, rows, notes, text_field)
     first = next(found, None)
     if first is None:
@@ -205,62 +211,3 @@ def _of_rows(
     for place, row in rows(path, notes):
         for passage in row_passages(row, f"{path.name} {place}", notes, text_field):
             yield dataclasses.replace(passage, origin=path.name)
-
-
-def _lines(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of JSON."""
-    for number, line in enumerate(files.lines(files.blocks(path, notes)), 1):
-        place = f"line {number:,}"
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
-            shown = line[:60].decode("utf-8", "replace")
-            notes.skip(f"a line left out, {reason}", f"{path.name} {place} {shown!r}")
-            continue
-        yield place, value
-
-
-def _table(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a .csv or .tsv with names in its first line."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts are longer than its 131,072
-    lines = (line + "\n" for line in files.lines(files.text(path, notes)))
-    delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
-    names = next(table, None)
-    while True:
-        try:
-            if (row := next(table, None)) is None:
-                return
-        except csv.Error as error:
-            shown = f"{path.name} line {table.line_num:,} ({error})"
-            notes.skip("a row of a table left out, badly quoted", shown)
-            continue
-        place = f"line {table.line_num:,}"
-        if names is None or not row:
-            continue
-        if len(row) != len(names):
-            shown = f"{path.name} {place} ({len(row)} of {len(names)}) {row[:3]}"
-            notes.skip("a row of a table left out, with more or fewer fields than names", shown)
-            continue
-        yield place, dict(zip(names, row, strict=True))
-
-
-def _parquet(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a .parquet file, some hundred in memory at a time."""
-    files.needed("pyarrow", f"{path.name} (.parquet)")
-    parquet = files.needed("pyarrow.parquet", f"{path.name} (.parquet)")
-    arrow = files.needed("pyarrow", f"{path.name} (.parquet)")
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for some in file.iter_batches(batch_size=256):
-                for row in some.to_pylist():
-                    number += 1
-                    yield f"row {number:,}", row
-    except (arrow.ArrowInvalid, OSError) as error:
-        notes.skip("a damaged parquet file, read as far as it goes", f"{path.name} ({error})")

@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 from gptj_lab.finetuning import fingerprints
 from gptj_lab.finetuning.packing import Units
-from gptj_lab.finetuning.token_cache import TokenStore
+from gptj_lab.finetuning.token_store import TokenStore
 
 SIMILAR = 0.7  # share of common runs of 8 tokens (of all in both) that makes near-duplicates
 LEAK = 0.5  # share of a held-out stretch's runs that the training part may hold at most
