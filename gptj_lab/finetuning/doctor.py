@@ -160,12 +160,14 @@ def _repeats(report: Report, split: Split) -> list[str]:
     said = []
     if report.copies:
         said.append(
-            f"{_count(report.copies, 'document')} say the words of another once more "
+            f"{_count(report.copies, 'document')} say{'s' * (report.copies == 1)} the words of another "
+            f"once more "
             f"({report.copies / report.documents:.0%}); they are kept, on the same side."
         )
     if report.near_copies:
         said.append(
-            f"{_count(report.near_copies, 'document')} nearly repeat another; "
+            f"{_count(report.near_copies, 'document')} nearly "
+            f"repeat{'s' * (report.near_copies == 1)} another; "
             "they are kept, on the same side."
         )
     if split.template:

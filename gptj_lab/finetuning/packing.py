@@ -40,12 +40,14 @@ class Units:
     """Stretches of documents that belong to one side of a split.
 
     Stretch k covers predictions start[k] to start[k] + size[k] of document[k]; prediction i of a
-    document is of its token i + 1. `closes` says that the last one is of <|endoftext|>.
+    document is of its token i + 1. `opens` says that its first token is <|endoftext|>, `closes`
+    that its last prediction is: between two such stretches the mark is shared.
     """
 
     document: Int[np.ndarray, "units"]
     start: Int[np.ndarray, "units"]
     size: Int[np.ndarray, "units"]
+    opens: Bool[np.ndarray, "units"]
     closes: Bool[np.ndarray, "units"]
 
     def __len__(self) -> int:
@@ -53,9 +55,7 @@ class Units:
 
     def chosen(self, which: np.ndarray) -> "Units":
         """The stretches that a mask or an index array names."""
-        fields = (self.document, self.start, self.size, self.closes)
-        document, start, size, closes = (field[which] for field in fields)
-        return Units(document=document, start=start, size=size, closes=closes)
+        return Units(**{name: field[which] for name, field in vars(self).items()})
 
 
 class Windows:
@@ -151,9 +151,11 @@ def _cut_into_documents(units: Units, context: int) -> _Cut:
     full = (np.arange(len(unit)), unit, turn * context, np.full(len(unit), context), 0 * unit)
 
     shorter = np.flatnonzero(rest)
-    # Where no <|endoftext|> closes a piece, its last token needs a place that predicts nothing.
-    costs = np.minimum(rest[shorter] + ~units.closes[shorter], context)
+    # Where no mark is shared, the last token of the piece before has a place that predicts nothing.
+    before = ~units.opens[shorter] | (whole[shorter] > 0)
+    costs = np.minimum(rest[shorter] + before + ~units.closes[shorter], context)
     window, place = _best_fit(costs, context)
+    place += before & (place > 0)
     order = np.lexsort((place, window))
     shorter, window, place = shorter[order], window[order] + len(unit), place[order]
     packed = (window, shorter, whole[shorter] * context, rest[shorter], place)
@@ -188,13 +190,16 @@ def _best_fit(
 
 def _cut_plain(units: Units, context: int) -> _Cut:
     """As _cut_into_documents, of one unit after the other."""
-    costs = units.size + ~units.closes
+    # Where no mark is shared, a unit's last token has a place that predicts nothing, unless each
+    # unit fills windows anyway (the original's records do).
+    apart = np.append(~(units.closes[:-1] & units.opens[1:]), False)
+    costs = units.size + (apart if (units.size % context).any() else 0)
     ends = np.cumsum(costs)
     total = int(ends[-1]) if len(ends) else 0
     begin = np.union1d(np.arange(0, total, context), ends - costs)
     unit = np.searchsorted(ends, begin, side="right")
     offset = begin - (ends - costs)[unit]
     size = np.minimum(np.diff(begin, append=total), units.size[unit] - offset)
-    there = size > 0
     window, place = np.divmod(begin, context)
+    there = size > 0
     return window[there], unit[there], offset[there], size[there], place[there]

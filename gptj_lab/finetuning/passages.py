@@ -83,26 +83,36 @@ def documents(chunks: Iterable[str], origin: str, notes: ReadingNotes) -> Iterat
     """
     begins, waiting = True, ""
     for chunk in _checked(chunks, origin, notes):
-        waiting += chunk
-        *ended, waiting = waiting.split(END_OF_TEXT)
+        *ended, waiting = (waiting + chunk).split(END_OF_TEXT)
         for text in ended:
-            if text.strip() or not begins:
-                yield Passage(text, begins=begins, origin=origin)
+            for start, end in _parts(text, whole=True):
+                if not begins or text[start:end].strip():
+                    yield Passage(text[start:end], begins=begins, origin=origin)
+                    begins = False
             begins = True
-        if len(waiting) > CHUNK and (cut := _last_cut(waiting)):
-            yield Passage(waiting[:cut], begins=begins, origin=origin)
-            begins, waiting = False, waiting[cut:]
+        held = 0
+        for start, held in _parts(waiting, whole=False):
+            yield Passage(waiting[start:held], begins=begins, origin=origin)
+            begins = False
+        waiting = waiting[held:]
     if waiting.strip() or not begins:
         yield Passage(waiting, begins=begins, origin=origin)
 
 
-def _last_cut(text: str) -> int:
-    """The last place in a text where it can be cut without changing tokens; 0 to wait for more."""
-    for tail in (text[-4096:], text if len(text) > _LONGEST else ""):
-        for match in reversed(list(_CUT.finditer(tail))):
-            return len(text) - len(tail) + match.end()
-    # A marker could be half there.
-    return len(text) - len(END_OF_TEXT) if len(text) > _LONGEST else 0
+def _parts(text: str, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """Bounds of the passages of a text, up to its end if it is whole, else as far as is sure."""
+    start = 0
+    while len(text) - start > CHUNK:
+        if match := _CUT.search(text, start + CHUNK):
+            end = match.end()
+        elif len(text) - start > _LONGEST:
+            end = len(text) - len(END_OF_TEXT)  # a marker could be half there
+        else:
+            break
+        yield start, end
+        start = end
+    if whole:
+        yield start, len(text)
 
 
 def _checked(chunks: Iterable[str], origin: str, notes: ReadingNotes) -> Iterator[str]:

@@ -7,6 +7,8 @@ import numpy as np
 
 from gptj_lab.finetuning.packing import Batch, Windows
 
+_ENDLESS = 1 << 40  # windows
+
 
 class Batches:
     """An endless iterator of batches: every window once an epoch, each epoch in another order.
@@ -35,11 +37,12 @@ class Batches:
 
         rows = batch // hosts
         mine = slice(host * rows, (host + 1) * rows)
-        order = grain.MapDataset.range(len(windows)).seed(seed).shuffle().repeat().batch(batch)
+        epochs = 1 + _ENDLESS // len(windows)  # repeat() without a number overflows at batch 1
+        order = grain.MapDataset.range(len(windows)).seed(seed).shuffle().repeat(epochs)
         self._iterator: Any = iter(
-            order.map(lambda numbers: windows.batch(np.asarray(numbers)[mine])).to_iter_dataset(
-                grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-            )
+            order.batch(batch)
+            .map(lambda numbers: windows.batch(np.asarray(numbers)[mine]))
+            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         )
 
     def __iter__(self) -> Iterator[Batch]:

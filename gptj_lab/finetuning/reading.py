@@ -69,7 +69,8 @@ def passages(
 
     A source is a path (a file, or a folder with all that is below it), a text, a HubDataset, or
     an iterable of such, of rows (dicts) and of texts; `datasets.Dataset` objects are iterables.
-    A str is a path if it looks like one: no blanks in it, or a known ending.
+    A str is a path if there is such a file, if it has an ending that is read, or has no blanks
+    in it (of several: and has a slash); else it is a text.
 
     Raises:
         FileNotFoundError: a path leads nowhere.
@@ -89,7 +90,7 @@ def passages(
             place = f"item {number:,}"
             if isinstance(source, dict):
                 yield from row_passages(source, place, notes, text_field)
-            elif isinstance(source, str) and not is_path(source):
+            elif isinstance(source, str) and not is_path(source, alone=False):
                 if not source.strip():
                     notes.skip("a text of blanks only, left out", place)
                 yield from documents([source], place, notes)
@@ -101,21 +102,23 @@ def passages(
         raise TypeError(f"the source is a {type(sources).__name__}: give a path, a text or a list")
 
 
-def is_path(text: str) -> bool:
-    """Whether a str names a file or folder, rather than being a text to train on."""
+def is_path(text: str, *, alone: bool = True) -> bool:
+    """Whether a str, alone or one of several, names a file rather than being a text."""
     if len(text) > 1024 or "\n" in text or not text.strip():
         return False
     if text.lower().endswith((*KINDS, *_PACKED)) or os.path.exists(text):
         return True
-    return not any(character.isspace() for character in text)
+    if any(character.isspace() for character in text):
+        return False
+    return alone or "/" in text or "\\" in text
 
 
 def content_key(sources: Source) -> str | None:
     """A hash of all that the sources hold; None where only reading them would tell."""
     hashed = hashlib.blake2b(digest_size=16)
 
-    def take(source: Any) -> bool:
-        if isinstance(source, str) and not is_path(source):
+    def take(source: Any, alone: bool) -> bool:
+        if isinstance(source, str) and not is_path(source, alone=alone):
             hashed.update(f"text {len(source)} ".encode() + source.encode("utf-8", "replace"))
         elif isinstance(source, str | Path):
             for path in _files_of(Path(source), ReadingNotes()):
@@ -135,12 +138,12 @@ def content_key(sources: Source) -> str | None:
             hashed.update(f"datasets {fingerprint} ".encode())
         elif isinstance(source, Sequence):
             hashed.update(f"list {len(source)} ".encode())
-            return all([take(item) for item in source])
+            return all([take(item, False) for item in source])
         else:
             return False
         return True
 
-    return hashed.hexdigest() if take(sources) else None
+    return hashed.hexdigest() if take(sources, True) else None
 
 
 def _files_of(source: Path, notes: ReadingNotes) -> list[Path]:

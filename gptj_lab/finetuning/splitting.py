@@ -15,7 +15,7 @@ LEAK = 0.5  # share of a held-out stretch's runs that the training part may hold
 _FEWEST = 10  # units below which nothing is held out
 LEAK_RUN = 13  # tokens in a row that count as seen, as in GPT-3's test (Brown et al. 2020)
 _SECTION = 256  # tokens, at least, of a section of a long document
-_REMEMBERED = 1 << 22  # hashes of held-out runs kept in memory; of more, a sample
+_REMEMBERED = 1 << 21  # hashes of held-out runs kept in memory; of more, a sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,10 @@ def whole(store: TokenStore) -> Units:
     closes = np.asarray(store.documents["closes"])
     size = np.asarray(store.documents["length"]) - ~closes
     count = np.arange(len(size))
-    return _predicting(Units(document=count, start=0 * count, size=size, closes=closes))
+    opens = ~np.asarray(store.documents["inner"]) & (store.end_of_text_id is not None)
+    return _predicting(
+        Units(document=count, start=0 * count, size=size, opens=opens, closes=closes)
+    )
 
 
 def split(store: TokenStore, share: float, context: int) -> Split:
@@ -113,7 +116,9 @@ def _sections(store: TokenStore, context: int, share: float) -> Units:
     start = turn * units.size[unit] // parts[unit]
     end = (turn + 1) * units.size[unit] // parts[unit]
     closes = units.closes[unit] & (turn == parts[unit] - 1)
-    return Units(document=units.document[unit], start=start, size=end - start, closes=closes)
+    opens = units.opens[unit] & (turn == 0)
+    document = units.document[unit]
+    return Units(document=document, start=start, size=end - start, opens=opens, closes=closes)
 
 
 def _chances(store: TokenStore, units: Units, group: np.ndarray) -> np.ndarray:
@@ -135,7 +140,7 @@ def _chances(store: TokenStore, units: Units, group: np.ndarray) -> np.ndarray:
 def runs(store: TokenStore, units: Units, unit: int) -> np.ndarray:
     """The hashes of a unit's runs of 13 tokens."""
     document, start = int(units.document[unit]), int(units.start[unit])
-    first = int(start == 0 and store.end_of_text_id is not None)  # the mark in front is in all
+    first = int(units.opens[unit])  # the mark in front is in all
     length = int(store.documents["length"][document])
     tokens, _ = store.read(
         document, start + first, min(int(units.size[unit]) + 1, length - start) - first
@@ -149,7 +154,9 @@ class _HeldOutRuns:
     def __init__(self, store: TokenStore, units: Units):
         self._keep = max(1, -(-int(units.size.sum()) // _REMEMBERED))  # of so many hashes one
         self._own = [self._sample(runs(store, units, unit)) for unit in range(len(units))]
-        self._known = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._own]))
+        known = np.concatenate([np.zeros(0, np.uint64), *self._own])
+        known.sort()  # numpy.unique would need several times the memory
+        self._known = known[np.append(True, known[1:] != known[:-1])[: len(known)]]
         self._seen = np.zeros(len(self._known), bool)
 
     def see(self, hashes: np.ndarray) -> None:
@@ -215,6 +222,7 @@ def _rejoined(units: Units) -> Units:
             document=units.document[first],
             start=units.start[first],
             size=np.add.reduceat(units.size, first),
+            opens=units.opens[first],
             closes=units.closes[last],
         )
     )

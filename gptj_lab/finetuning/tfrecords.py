@@ -1,5 +1,6 @@
 """TFRecords of token ids, as the original GPT-J trained on, read without TensorFlow."""
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,8 @@ def record_passages(path: Path, notes: ReadingNotes) -> Iterator[Passage]:
     """The token windows of a file, each as it was cut.
 
     Checksums of lengths and contents are compared: a damaged record is noted and left out, after
-    a damaged length the rest of the file can't be found and is left out.
+    a damaged length the rest of the file can't be found and is left out. The original's file names
+    end in the number of records, as name_1024.tfrecords does: another number is noted.
     """
     with path.open("rb") as file:
         number = 0
@@ -95,6 +97,9 @@ def record_passages(path: Path, notes: ReadingNotes) -> Iterator[Passage]:
                     notes.skip(f"a record that holds no token ids, left out: {error}", place)
                     continue
                 yield Passage(None, origin=path.name, token_ids=tokens)
+    named = re.search(r"_(\d+)\.tfrecords?$", path.name)
+    if named and int(named[1]) != number:
+        notes.remark("a TFRecord file whose name tells another count", f"{path.name} ({number:,})")
 
 
 def _some_records(
