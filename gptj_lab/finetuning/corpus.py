@@ -19,7 +19,26 @@ from gptj_lab.finetuning.pipeline import Batches, once
 from gptj_lab.finetuning.reading import HubDataset, Source
 from gptj_lab.tokenizer import Tokenizer
 
-__all__ = ["Batch", "Batches", "Corpus", "HubDataset", "Report", "Windows", "prepare"]
+__all__ = ["Batch", "Batches", "Corpus", "HubDataset", "Report", "Stretch", "Windows", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A part of a document in a window.
+
+    Attributes:
+        document: its number, from 0 in the order of reading.
+        origin: the file, or the place in a list, that it came from.
+        first: the number of its first token in the document; token 0 is <|endoftext|>.
+        predictions: how many tokens are predicted in it.
+        text: the tokens in words, the <|endoftext|> that opens and closes it included.
+    """
+
+    document: int
+    origin: str
+    first: int
+    predictions: int
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +69,22 @@ class Corpus:
     def held_out_batches(self, batch: int, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
         """Every held-out window once; rows of weight 0 fill the last batch."""
         return once(self.held_out, batch, host=host, hosts=hosts)
+
+    def preview(self, number: int) -> list[Stretch]:
+        """The stretches of documents that lie in a training window, in its order."""
+        store = self.train.store
+        return [
+            Stretch(
+                document=document,
+                origin=store.origin(document),
+                first=first,
+                predictions=predictions,
+                text=self.tokenizer.decode(
+                    store.read(document, first, predictions + 1)[0].tolist()
+                ),
+            )
+            for document, first, predictions in self.train.documents_of(number)
+        ]
 
     def doctor(self, *, steps: int | None = None, batch: int | None = None) -> Report:
         """What the text becomes, in numbers and in sentences; see Report."""

@@ -127,6 +127,13 @@ def _becomes(report: Report, train: Windows, taken: int) -> list[str]:
             f"{_count(cut, 'document')} longer than a window (the longest {longest:,} tokens) "
             f"{'is' if cut == 1 else 'are'} cut into several, none of it lost."
         )
+        if report.trained < 1:
+            said.append("There an answer may lie in another window than its prompt.")
+    if train.silent:
+        said.append(
+            f"{_one(_count(train.silent, 'window'))} of prompts alone, which teach nothing, "
+            f"{'is' if train.silent == 1 else 'are'} left out: use a longer context."
+        )
     if report.trained < 1:
         said.append(f"The loss is on {report.trained:.0%} of the tokens: the answers, not prompts.")
     return said
@@ -160,9 +167,9 @@ def _repeats(report: Report, split: Split) -> list[str]:
     said = []
     if report.copies:
         said.append(
-            f"{_count(report.copies, 'document')} say{'s' * (report.copies == 1)} the words of another "
-            f"once more "
-            f"({report.copies / report.documents:.0%}); they are kept, on the same side."
+            f"{_count(report.copies, 'document')} say{'s' * (report.copies == 1)} the words of "
+            f"another once more ({report.copies / report.documents:.0%}); they are kept, on the same "
+            "side."
         )
     if report.near_copies:
         said.append(

@@ -82,21 +82,17 @@ class Windows:
         window, unit, offset, size, place = cut(units, context)
         self._document, self._start = units.document[unit], units.start[unit] + offset
         self._size, self._place = size, place
-        self._first = np.searchsorted(window, np.arange(window.max(initial=-1) + 2))
+        bounds = np.searchsorted(window, np.arange(window.max(initial=-1) + 2))
+        counted = np.add.reduceat(self._counted(), bounds[:-1]) if len(window) else np.zeros(0)
+        filled = np.add.reduceat(size, bounds[:-1]) if len(window) else np.zeros(0)
+        kept = counted > 0
+        self._first, self._last = bounds[:-1][kept], bounds[1:][kept]
+        self.silent = int(np.count_nonzero(~kept))
+        self.predictions = int(counted.sum())
+        self.padding = 1 - float(filled[kept].sum()) / max(1, len(self) * context)
 
     def __len__(self) -> int:
-        return len(self._first) - 1
-
-    @property
-    def predictions(self) -> int:
-        """Predictions in all windows, those with weight 0 included, padding not."""
-        return int(self.units.size.sum())
-
-    @property
-    def padding(self) -> float:
-        """Share of the windows' places that hold no prediction."""
-        places = len(self) * self.context
-        return 1 - self.predictions / places if places else 0.0
+        return len(self._first)
 
     def batch(self, numbers: Int[np.ndarray, "batch"]) -> Batch:
         """The windows of these numbers; a negative number is a row of padding."""
@@ -112,8 +108,21 @@ class Windows:
 
     def documents_of(self, number: int) -> list[tuple[int, int, int]]:
         """(document, first prediction, predictions) of each stretch in a window, in its order."""
-        parts = range(self._first[number], self._first[number + 1])
+        parts = range(self._first[number], self._last[number])
         return [(int(self._document[i]), int(self._start[i]), int(self._size[i])) for i in parts]
+
+    def _counted(self) -> np.ndarray:
+        """How many predictions of each piece count."""
+        if self.store.trained is None:
+            return self._size
+        pieces = zip(self._document, self._start, self._size, strict=True)
+        return np.array(
+            [
+                np.count_nonzero(self.store.read(int(document), int(start) + 1, int(size))[1])
+                for document, start, size in pieces
+            ],
+            np.int64,
+        )
 
     def _fill(
         self,
@@ -124,7 +133,7 @@ class Windows:
         weights: np.ndarray,
     ) -> None:
         begins, end = np.zeros(self.context, bool), 0
-        for part in range(self._first[number], self._first[number + 1]):
+        for part in range(self._first[number], self._last[number]):
             document, start = int(self._document[part]), int(self._start[part])
             size, place = int(self._size[part]), int(self._place[part])
             end = place + size

@@ -104,7 +104,7 @@ def passages(
 
 def is_path(text: str, *, alone: bool = True) -> bool:
     """Whether a str, alone or one of several, names a file rather than being a text."""
-    if len(text) > 1024 or "\n" in text or not text.strip():
+    if len(text) > 1024 or not text.strip() or {"\n", "\0"} & set(text):
         return False
     if text.lower().endswith((*KINDS, *_PACKED)) or os.path.exists(text):
         return True

@@ -102,7 +102,7 @@ def _groups(store: TokenStore) -> tuple[np.ndarray, int, int, int]:
         broken = near == sizes.argmax()
         group[broken] = found + np.flatnonzero(broken)
         template = int(sizes.max())
-    return group[same], count - distinct, distinct - found, template
+    return group[same], count - distinct, distinct - found - max(0, template - 1), template
 
 
 def _sections(store: TokenStore, context: int, share: float) -> Units:
@@ -111,6 +111,8 @@ def _sections(store: TokenStore, context: int, share: float) -> Units:
     total = int(units.size.sum())
     length = max(_SECTION, min(context, 8 * _SECTION), int(total * share / 8))
     parts = np.maximum(1, units.size // length)
+    if store.trained is not None:  # a prompt stays with its answer
+        parts = np.ones_like(parts)
     unit = np.repeat(np.arange(len(units)), parts)
     turn = np.arange(len(unit)) - np.repeat(np.cumsum(parts) - parts, parts)
     start = turn * units.size[unit] // parts[unit]

@@ -9,7 +9,6 @@ import numpy as np
 
 from gptj_lab.finetuning import fingerprints
 from gptj_lab.finetuning.passages import ReadingNotes
-from gptj_lab.tokenizer import Tokenizer
 
 FORMAT = 1  # raised when a cache of an older version must not be used
 DOCUMENT = np.dtype(
@@ -66,13 +65,6 @@ class TokenStore:
         """The file, or the place in a list, that a document came from."""
         first = max((number for number in self.origins if number <= document), default=0)
         return self.origins.get(first, "text")
-
-    def text(self, tokenizer: Tokenizer, document: int, limit: int = 60) -> str:
-        """The beginning of a document."""
-        skip = int(self.end_of_text_id is not None and not self.documents["inner"][document])
-        length = int(self.documents["length"][document]) - skip
-        tokens, _ = self.read(document, skip, min(limit, length))
-        return tokenizer.decode(tokens.tolist())
 
 
 def open_store(folder: Path) -> TokenStore | None:

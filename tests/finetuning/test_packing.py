@@ -142,6 +142,25 @@ def test_without_an_end_of_text_mark_only_first_tokens_are_not_predicted(prepare
         assert not any(ord("a") in seen and target > ord("c") for seen, target in found)
 
 
+def test_windows_of_prompts_alone_are_left_out_and_said(prepare, tokenizer):
+    rows = [{"prompt": tale(1, 200), "completion": " fox"}, {"prompt": "a", "completion": "b"}]
+    found = prepare(rows)
+    batch = found.train.batch(np.arange(len(found.train)))
+    assert (batch.weights.sum(axis=1) > 0).all()
+    answers = [" fox", "b"]
+    assert batch.weights.sum() == sum(len(tokenizer.encode(text)) + 1 for text in answers)
+    assert found.train.silent >= 5
+    assert f"{found.train.silent} windows of prompts alone" in str(found.doctor())
+
+
+def test_a_preview_shows_what_lies_in_a_window(prepare):
+    found = prepare(["the fox", {"text": "the king"}])
+    (one, two) = sorted(found.preview(0), key=lambda stretch: stretch.document)
+    assert (one.text, one.origin) == ("<|endoftext|>the fox<|endoftext|>", "item 1")
+    assert (two.text, two.origin) == ("<|endoftext|>the king<|endoftext|>", "item 2")
+    assert one.first == two.first == 0
+
+
 def test_a_batch_is_a_pytree_that_jit_takes(prepare):
     batch = prepare(TEXTS).train.batch(np.arange(3))
     passed = jax.jit(lambda b: jax.tree.map(lambda x: x + 1, b))(batch)
