@@ -125,7 +125,8 @@ def prepare(
     store = tokenised(sources)
     if isinstance(held_out, int | float):
         share = float(held_out)
-        split, held_store = splitting.split(store, share, context), store
+        split = splitting.split_once(folder / store.name, store, share, context)
+        held_store = store
     else:
         share, held_store = None, tokenised(held_out)
         split = _given(store, held_store)

@@ -168,8 +168,8 @@ def _repeats(report: Report, split: Split) -> list[str]:
     if report.copies:
         said.append(
             f"{_count(report.copies, 'document')} say{'s' * (report.copies == 1)} the words of "
-            f"another once more ({report.copies / report.documents:.0%}); they are kept, on the same "
-            "side."
+            f"another once more ({report.copies / report.documents:.0%}); they are kept, "
+            "on the same side."
         )
     if report.near_copies:
         said.append(

@@ -1,6 +1,10 @@
 """What is trained on and what is held out, so that nothing held out is seen in training."""
 
+import contextlib
 import dataclasses
+import uuid
+import zipfile
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -84,6 +88,30 @@ def split(store: TokenStore, share: float, context: int) -> Split:
         moved=int(moved.sum()),
         overlap=overlap,
     )
+
+
+def split_once(folder: Path, store: TokenStore, share: float, context: int) -> Split:
+    """The `split` of the store in `folder`, kept there: that of a large text takes minutes."""
+    path = folder / f"split-{share!r}-{context}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with np.load(path) as kept:
+            sides = {
+                side: Units(**{name: kept[f"{side}.{name}"] for name in Units.__annotations__})
+                for side in ("train", "held_out")
+            }
+            counts = {name: kept[name].item() for name in kept.files if "." not in name}
+            return Split(**sides, **counts)
+    found = split(store, share, context)
+    arrays = {
+        f"{side}.{name}": values
+        for side in ("train", "held_out")
+        for name, values in vars(getattr(found, side)).items()
+    }
+    counts = {name: value for name, value in vars(found).items() if not isinstance(value, Units)}
+    aside = path.with_name(f".{uuid.uuid4().hex}.npz")
+    np.savez(aside, **arrays, **counts)
+    aside.replace(path)
+    return found
 
 
 def _groups(store: TokenStore) -> tuple[np.ndarray, int, int, int]:

@@ -126,6 +126,26 @@ def test_each_token_but_the_first_of_a_record_is_predicted_at_any_width(
     assert sorted(map(tuple, pairs.tolist())) == sorted((int(a), int(b)) for a, b in wanted)
 
 
+@pytest.mark.parametrize("packing", ["documents", "plain"])
+@pytest.mark.parametrize("context", [16, 50])
+def test_records_beside_texts_and_split_lose_and_cross_nothing(write, tmp_path, packing, context):
+    path, windows = tmp_path / "a.tfrecords", windows_of(12, length=33)
+    write(path, windows)
+    rng, tokenizer = np.random.default_rng(0), Tokenizer.gpt2()
+    texts = [tokenizer.decode(rng.integers(0, END, 30 * i)) for i in range(1, 20)]
+    settings = dict(context=context, held_out=0.3, packing=packing, cache=tmp_path / "cache")
+    found = corpus.prepare([*texts, path], tokenizer, **settings)
+    pairs, wanted = [], []
+    for side in (found.train, found.held_out):
+        assert len(side) > 3
+        batch = side.batch(np.arange(len(side)))
+        counted = batch.weights.astype(bool)
+        pairs += zip(batch.tokens[:, :-1][counted], batch.tokens[:, 1:][counted], strict=True)
+    for ids in [*([END, *tokenizer.encode(t), END] for t in texts), *windows]:
+        wanted += zip(ids[:-1], ids[1:], strict=True)
+    assert sorted(pairs) == sorted(wanted)
+
+
 def test_an_index_lists_files_beside_it_whatever_bucket_it_names(write, tmp_path):
     one, two = windows_of(2, seed=1), windows_of(3, seed=2)
     write(tmp_path / "a_2.tfrecords", one)

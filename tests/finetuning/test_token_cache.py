@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj_lab.finetuning import corpus, reading, token_cache
+from gptj_lab.finetuning import corpus, reading, splitting, token_cache
 from gptj_lab.tokenizer import train_bpe
 
 TEXTS = [f"the king number {i} saw {i * i} foxes over the sea" for i in range(30)]
@@ -51,7 +51,9 @@ def test_a_second_time_nothing_is_tokenised(prepare, monkeypatch, tmp_path):
     first = prepare()
     monkeypatch.setattr(token_cache, "_write", lambda *_: pytest.fail("tokenised again"))
     monkeypatch.setattr(reading, "documents", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(splitting, "split", lambda *_: pytest.fail("split again"))
     second = prepare()
+    assert second.split.overlap == first.split.overlap
     assert tokens(first) == tokens(second) and first.name == second.name
     assert str(first.doctor()) == str(second.doctor())
     assert isinstance(second.train.store.tokens, np.memmap)
@@ -79,11 +81,11 @@ def test_names_of_runs_differ_where_what_they_train_on_does(prepare):
     assert prepare(held_out=TEXTS[:3]).name == names[-1]
 
 
-@pytest.mark.parametrize("file", ["tokens.bin", "documents.bin", "corpus.json"])
+@pytest.mark.parametrize("file", ["tokens.bin", "documents.bin", "corpus.json", "split*"])
 def test_a_damaged_cache_is_made_again(prepare, tmp_path, file):
     first = tokens(prepare())
     (name,) = stores(tmp_path)
-    path = tmp_path / "cache" / name / file
+    path = next((tmp_path / "cache" / name).glob(file))
     path.write_bytes(path.read_bytes()[:-3])
     assert tokens(prepare()) == first
 
