@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptj_lab.finetuning import reading, splitting, token_cache
+from gptj_lab.finetuning import leaks, reading, splitting, token_cache
 from gptj_lab.finetuning.doctor import Report, examine
 from gptj_lab.finetuning.packing import Batch, Packing, Windows
 from gptj_lab.finetuning.passages import Passage, ReadingNotes
@@ -177,6 +177,6 @@ def _given(store: token_cache.TokenStore, held_store: token_cache.TokenStore) ->
     """The split where the held-out part is a text of its own; leaks are said, not moved."""
     alone = splitting.split(store, 0.0, 1)
     held = splitting.whole(held_store)
-    shares, overlap = splitting.leaks(store, alone.train, held_store, held)
+    shares, overlap = leaks.leaks(store, alone.train, held_store, held)
     leaking = int(np.count_nonzero(shares > splitting.LEAK))
     return dataclasses.replace(alone, held_out=held, overlap=overlap, leaking=leaking)

@@ -11,15 +11,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gptj_lab.finetuning import fingerprints
+from gptj_lab.finetuning.leaks import HeldOutRuns, runs
 from gptj_lab.finetuning.packing import Units
 from gptj_lab.finetuning.token_store import TokenStore
 
 SIMILAR = 0.7  # share of common runs of 8 tokens (of all in both) that makes near-duplicates
 LEAK = 0.5  # share of a held-out stretch's runs that the training part may hold at most
 _FEWEST = 10  # units below which nothing is held out
-LEAK_RUN = 13  # tokens in a row that count as seen, as in GPT-3's test (Brown et al. 2020)
 _SECTION = 256  # tokens, at least, of a section of a long document
-_REMEMBERED = 1 << 21  # hashes of held-out runs kept in memory; of more, a sample
+_LONGEST = 1 << 18  # and at most: a section is looked at whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _sections(store: TokenStore, context: int, share: float) -> Units:
     """Documents, those longer than an eighth of the share cut into sections."""
     units = whole(store)
     total = int(units.size.sum())
-    length = max(_SECTION, min(context, 8 * _SECTION), int(total * share / 8))
+    length = max(_SECTION, min(context, 8 * _SECTION), min(_LONGEST, int(total * share / 8)))
     parts = np.maximum(1, units.size // length)
     if store.trained is not None:  # a prompt stays with its answer
         parts = np.ones_like(parts)
@@ -167,67 +167,10 @@ def _chances(store: TokenStore, units: Units, group: np.ndarray) -> np.ndarray:
     return mixed / 2.0**64
 
 
-def runs(store: TokenStore, units: Units, unit: int) -> np.ndarray:
-    """The hashes of a unit's runs of 13 tokens."""
-    document, start = int(units.document[unit]), int(units.start[unit])
-    first = int(units.opens[unit])  # the mark in front is in all
-    length = int(store.documents["length"][document])
-    tokens, _ = store.read(
-        document, start + first, min(int(units.size[unit]) + 1, length - start) - first
-    )
-    return fingerprints.shingles(tokens, LEAK_RUN)
-
-
-class _HeldOutRuns:
-    """The runs of held-out units, and which of them training holds too."""
-
-    def __init__(self, store: TokenStore, units: Units):
-        self._keep = max(1, -(-int(units.size.sum()) // _REMEMBERED))  # of so many hashes one
-        self._own = [self._sample(runs(store, units, unit)) for unit in range(len(units))]
-        known = np.concatenate([np.zeros(0, np.uint64), *self._own])
-        known.sort()  # numpy.unique would need several times the memory
-        self._known = known[np.append(True, known[1:] != known[:-1])[: len(known)]]
-        self._seen = np.zeros(len(self._known), bool)
-
-    def see(self, hashes: np.ndarray) -> None:
-        """Marks what training holds."""
-        found = self._sample(hashes)
-        if len(self._known):
-            place = np.minimum(np.searchsorted(self._known, found), len(self._known) - 1)
-            self._seen[place[self._known[place] == found]] = True
-
-    def shares(self) -> np.ndarray:
-        """Of each unit, the share of its runs that was seen."""
-        return np.array([self._share(hashes) for hashes in self._own])
-
-    def share(self, which: np.ndarray) -> float:
-        """Of these units together, the share of their runs that was seen."""
-        own = [hashes for hashes, chosen in zip(self._own, which, strict=True) if chosen]
-        return self._share(np.concatenate(own)) if own else 0.0
-
-    def _share(self, hashes: np.ndarray) -> float:
-        return (
-            float(self._seen[np.searchsorted(self._known, hashes)].mean()) if len(hashes) else 0.0
-        )
-
-    def _sample(self, hashes: np.ndarray) -> np.ndarray:
-        return hashes if self._keep == 1 else hashes[hashes % np.uint64(self._keep) == 0]
-
-
-def leaks(
-    store: TokenStore, units: Units, held_store: TokenStore, held: Units
-) -> tuple[np.ndarray, float]:
-    """(share of each held-out unit's runs that training holds too, share of all together)."""
-    theirs = _HeldOutRuns(held_store, held)
-    for unit in range(len(units)):
-        theirs.see(runs(store, units, unit))
-    return theirs.shares(), theirs.share(np.ones(len(held), bool))
-
-
 def _clean(store: TokenStore, units: Units, held: np.ndarray) -> tuple[np.ndarray, float]:
     """(held-out units that training mostly holds, share of the others' runs that it holds)."""
     names = np.flatnonzero(held)
-    theirs = _HeldOutRuns(store, units.chosen(names))
+    theirs = HeldOutRuns(store, units.chosen(names))
     for unit in np.flatnonzero(~held):
         theirs.see(runs(store, units, int(unit)))
     moved = np.zeros(len(held), bool)

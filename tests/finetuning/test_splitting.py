@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptj_lab.finetuning import corpus, fingerprints, splitting
+from gptj_lab.finetuning import corpus, fingerprints, leaks
 from gptj_lab.tokenizer import train_bpe
 
 NOUNS = [a + b for a in "bcdfglmnprst" for b in ("ald", "orn", "ip", "usk", "emma", "ivo")]
@@ -143,5 +143,5 @@ def test_a_signature_of_parts_is_that_of_the_whole():
 
 def test_runs_are_of_the_units_own_tokens(prepare):
     found = prepare([words(seed) for seed in range(3)])
-    both = [splitting.runs(found.train.store, found.train.units, unit) for unit in (0, 1)]
+    both = [leaks.runs(found.train.store, found.train.units, unit) for unit in (0, 1)]
     assert len(both[0]) > 20 and not set(both[0].tolist()) & set(both[1].tolist())

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,30 @@ def test_a_failure_leaves_nothing_behind(prepare, text, tmp_path):
     assert stores(tmp_path) == []
     text.write_text("\n")
     with pytest.raises(ValueError, match="hold no text: 1 x a file without text, left out"):
+        prepare()
+    assert stores(tmp_path) == []
+
+
+def test_of_two_at_once_one_tokenises_and_the_other_waits(prepare, monkeypatch):
+    made, write = [], token_cache._write
+
+    def slowly(*arguments):
+        made.append(arguments)
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(token_cache, "_write", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: prepare(), range(2))
+    assert len(made) == 1 and tokens(one) == tokens(two)
+
+
+def test_a_full_disk_leaves_no_cache(prepare, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(token_cache.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         prepare()
     assert stores(tmp_path) == []
 
