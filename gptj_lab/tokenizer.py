@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -134,6 +135,21 @@ class Tokenizer:
         """
         _check_text(text)
         return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        for text in texts:
+            _check_text(text)
+        found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides how a text is cut into tokens."""
+        return hashlib.blake2b(self._inner.to_str().encode(), digest_size=16).hexdigest()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token; none for a row that has no token.
