@@ -28,7 +28,6 @@ function render({ model, el }) {
   let timers = {};
 
   const root = make("section", "gptj-view gptj-explorer", { "aria-label": "Explorer" });
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys stay out
   const theme = () => root.dataset.theme || "light";
   const later = (name, wait, f) => {
     clearTimeout(timers[name]);
@@ -297,9 +296,24 @@ function render({ model, el }) {
     taken(event);
   });
 
+  // The notebook's own keys stay out: it looks for this mark from the focused node upwards, and
+  // may find that node first. A click that makes another cell active takes the focus: back with it.
+  let last = null;
+  root.addEventListener("focusin", (event) => {
+    last = event.target;
+    last.dataset.lmSuppressShortcuts = "true";
+  });
+  const shield = (event) => { // saving stays the notebook's
+    if (!root.contains(event.target)) return;
+    if ((event.ctrlKey || event.metaKey) && event.key === "s") delete event.target.dataset.lmSuppressShortcuts;
+    else event.target.dataset.lmSuppressShortcuts = "true";
+  };
+  root.addEventListener("click", () => later("focus", 60, () => root.contains(doc.activeElement) || last?.focus({ preventScroll: true })));
+
   // --- What changes without the view ---
   const unwatch = followTheme(root);
   const view = doc.defaultView;
+  view.addEventListener?.("keydown", shield, true); // before the notebook's own listener
   const repaint = () => ran && (all(), tabs.run());
   const watcher = new view.MutationObserver(repaint);
   watcher.observe(root, { attributes: true, attributeFilter: ["data-theme"] });
@@ -324,6 +338,7 @@ function render({ model, el }) {
   return () => {
     unwatch();
     watcher.disconnect();
+    view.removeEventListener?.("keydown", shield, true);
     sizes?.disconnect();
     Object.values(timers).forEach(clearTimeout);
     for (const [name, f] of Object.entries(handlers)) model.off(name, f);

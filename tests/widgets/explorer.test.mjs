@@ -85,6 +85,7 @@ test("keys walk over the heads; a switches off, u takes it back, all as data in 
   cells[0].focus();
   key(cells[0], "ArrowDown");
   assert.equal(doc.active, cells[4]);
+  assert.equal(cells[4].dataset.lmSuppressShortcuts, "true", "the notebook's own keys stay out");
   key(cells[4], "ArrowRight");
   key(cells[5], "End");
   assert.equal(doc.active, cells[7]);
