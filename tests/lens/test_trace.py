@@ -28,7 +28,11 @@ def name_of(case):
     return "-".join(map(str, case))
 
 
-@pytest.fixture(scope="module", params=[("gptj",), ("gpt_neo", "int8", 1, 4)], ids=name_of)
+@pytest.fixture(
+    scope="module",
+    params=[("gptj",), pytest.param(("gpt_neo", "int8", 1, 4), marks=pytest.mark.slow)],
+    ids=name_of,
+)
 def model(request):
     return small_model(*request.param)
 
