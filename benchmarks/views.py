@@ -6,15 +6,16 @@ python benchmarks/views.py capture --others others/bin/python [--tokens 256]
 
 `page` takes one network's attention (28 layers of 16 heads, random weights) to each viewer: bytes
 that the page gets, nodes in the document, seconds until it is drawn. BertViz and CircuitsVis get
-all layers as their documentation shows; where their pages are too large to be drawn here, only the
-bytes are taken, and they are drawn with fewer tokens (--drawn). mpld3 and nbclassic bring the d3,
-jQuery and require.js that BertViz loads from a CDN. `capture` runs the pocket model in both
-libraries, in a process each. Markdown tables come out.
+them as their documentation shows, BertViz all layers at once, CircuitsVis a layer a view. Where
+their pages are too large to be drawn here, only the bytes are taken, and they are drawn with fewer
+tokens (--drawn). mpld3 and nbclassic bring the d3, jQuery and require.js that BertViz loads from a
+CDN. `capture` runs the pocket model in both libraries, in a process each. Out come Markdown tables.
 """
 
 import argparse
 import base64
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,6 @@ with open(out, "w") as page:
     if viewer == "bertviz":
         from bertviz import model_view
         attention = [torch.tensor(layer[None]) for layer in patterns]
-        page.write("<script src='https://cdnjs.cloudflare.com/require.min.js'></script>")
         size += page.write(model_view(attention, tokens, html_action="return").data)
     else:
         from circuitsvis.attention import attention_heads
@@ -159,12 +159,14 @@ def ours(browser, model, prompt: str) -> dict:
     begun = time.perf_counter()
     explorer = gptj_lab.widgets.Explorer(model, prompt)
     ready = time.perf_counter() - begun
-    sent, out = [], []
+    sent, out, kernel = [], [], []
     explorer.send = lambda content, buffers=None: out.append((content, buffers or []))
 
     def to_python(text: str) -> str:
         out.clear()
+        asked = time.perf_counter()
         explorer._receive(None, json.loads(text), [])
+        kernel.append(time.perf_counter() - asked)
         sent.append(sum(len(json.dumps(c)) + sum(len(bytes(b)) for b in bs) for c, bs in out))
         return json.dumps([(c, [base64.b64encode(b).decode() for b in bs]) for c, bs in out])
 
@@ -177,7 +179,7 @@ def ours(browser, model, prompt: str) -> dict:
     page.expose_function("toPython", to_python)
     told = drawn(page, html, "() => window.patterns > 0", 60)
     shown = {"bytes": sum(sent), "messages": len(sent), "script": len(explorer._esm.encode())}
-    return told | shown | {"read": ready}
+    return told | shown | {"forward": ready, "kernel": sum(kernel)}
 
 
 def drawn(page, html: str | Path, predicate: str, seconds: float) -> dict:
@@ -206,24 +208,30 @@ def drawn(page, html: str | Path, predicate: str, seconds: float) -> dict:
 
 
 def theirs(browser, python: str, viewer: str, source: Path, folder: Path, draw: bool) -> dict:
-    """A viewer's page: its bytes layer by layer, and if asked drawn with all layers at once."""
+    """A viewer's page: the bytes of all layers, and if asked nodes and seconds.
+
+    BertViz draws all layers at once; of CircuitsVis' views a page shows one (a second one was not
+    drawn), so one layer is drawn.
+    """
     tokens = len(json.loads(Path(f"{source}.json").read_text()))
-    out, per_layer = folder / f"{viewer}.html", 1 if not draw else LAYERS
+    out = folder / f"{viewer}.html"
 
     def made(count: int) -> int:
         arguments = [python, "-c", _PAGE, viewer, str(source), str(out), str(count)]
         return int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
 
-    size = made(per_layer)
-    if not draw:  # a second layer tells what each one more costs; the rest is the script
-        two = made(2)
-        return {"bytes": size + (two - size) * (LAYERS - 1), "seconds": None, "nodes": None}
+    two, one = made(2), made(1)
+    size = one + (two - one) * (LAYERS - 1)  # what each layer more costs; the rest is the script
+    if not draw:
+        return {"bytes": size, "seconds": None, "nodes": None}
+    if viewer == "bertviz":
+        size = made(LAYERS)
     count = {
         "bertviz": f"document.querySelectorAll('line').length >= {LAYERS * HEADS * tokens}",
-        "circuitsvis": f"document.querySelectorAll('canvas').length >= {LAYERS * HEADS}",
+        "circuitsvis": f"document.querySelectorAll('canvas').length >= {HEADS}",
     }[viewer]
     page = browser.new_page()
-    page.route("https://**", from_packages(python))
+    page.route(re.compile("^https?:"), from_packages(python))
     return {"bytes": size} | drawn(page, out, f"() => {count}", 120)
 
 
@@ -266,6 +274,7 @@ def pages(chosen: argparse.Namespace) -> None:
             for viewer in ("bertviz", "circuitsvis"):
                 draw = tokens in chosen.drawn
                 rows[viewer] = theirs(browser, chosen.others, viewer, source, Path(folder), draw)
+            rows["circuitsvis, one layer drawn"] = rows.pop("circuitsvis")
             for name, row in rows.items():
                 took = "not tried" if row["seconds"] is None else f"{row['seconds']:.2f}"
                 took = f"no: {row['why'][:60]}" if "why" in row else took

@@ -303,11 +303,17 @@ function render({ model, el }) {
     last = event.target;
     last.dataset.lmSuppressShortcuts = "true";
   });
+  const shield = (event) => { // saving stays the notebook's
+    if (!root.contains(event.target)) return;
+    if ((event.ctrlKey || event.metaKey) && event.key === "s") delete event.target.dataset.lmSuppressShortcuts;
+    else event.target.dataset.lmSuppressShortcuts = "true";
+  };
   root.addEventListener("click", () => later("focus", 60, () => root.contains(doc.activeElement) || last?.focus({ preventScroll: true })));
 
   // --- What changes without the view ---
   const unwatch = followTheme(root);
   const view = doc.defaultView;
+  view.addEventListener?.("keydown", shield, true); // before the notebook's own listener
   const repaint = () => ran && (all(), tabs.run());
   const watcher = new view.MutationObserver(repaint);
   watcher.observe(root, { attributes: true, attributeFilter: ["data-theme"] });
@@ -332,6 +338,7 @@ function render({ model, el }) {
   return () => {
     unwatch();
     watcher.disconnect();
+    view.removeEventListener?.("keydown", shield, true);
     sizes?.disconnect();
     Object.values(timers).forEach(clearTimeout);
     for (const [name, f] of Object.entries(handlers)) model.off(name, f);

@@ -185,11 +185,11 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
     const part = (scale(v) - low) / (high - low);
     return top + (upside ? part : 1 - part) * (height - top - bottom);
   };
-  const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", style: `max-width: ${1.3 * width}px`, role: "img", "aria-label": caption });
+  const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", style: `max-width: ${1.1 * width}px`, role: "img", "aria-label": caption });
   const ticks = log ? [1, 10, 100, 1000, 10000, 100000].filter((t) => log10(t) <= high + 0.2)
     : [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (high - low));
   for (const tick of ticks) {
-    const name = tick.toFixed(log || high - low >= 8 ? 0 : high - low >= 1 ? 1 : high - low >= 0.1 ? 2 : 3);
+    const name = log || high - low >= 1 ? tick.toFixed(log || high - low >= 8 ? 0 : 1) : String(Number(tick.toPrecision(2)));
     svg.append(make.svg("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "gx-rule" }),
       make.svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, name));
   }
