@@ -11,7 +11,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow notebooks colab picture plan-table
+.PHONY: lab test try check slow reference notebooks colab picture plan-table
 lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 
@@ -28,6 +28,11 @@ check: .venv/test
 
 slow: .venv/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The lens against TransformerLens on the same weights.
+reference: .venv/test
+	$(BIN)/pip install -q -e '.[reference]'
+	$(BIN)/python -m pytest -m slow tests/lens/test_transformer_lens.py $(ARGS)
 
 notebooks: .venv/test
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

@@ -158,7 +158,6 @@ def ours(browser, model, prompt: str) -> dict:
 
     begun = time.perf_counter()
     explorer = gptj_lab.widgets.Explorer(model, prompt)
-    explorer.data  # noqa: B018 - everything compiled once, as in a kernel that was used before
     ready = time.perf_counter() - begun
     sent, out = [], []
     explorer.send = lambda content, buffers=None: out.append((content, buffers or []))
@@ -262,6 +261,7 @@ def pages(chosen: argparse.Namespace) -> None:
             source = Path(folder) / "patterns.npy"
             np.save(source, patterns)
             Path(f"{source}.json").write_text(json.dumps(names))
+            ours(browser, model, prompt)  # compiles; the second has a kernel that is warm
             rows = {"Explorer": ours(browser, model, prompt)}
             for viewer in ("bertviz", "circuitsvis"):
                 draw = tokens in chosen.drawn

@@ -30,9 +30,11 @@ def _bridge(model):
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(Path(folder) / "tokenizer.json"), eos_token="<|endoftext|>"
         )
-        return TransformerBridge.boot_transformers(
+        bridge = TransformerBridge.boot_transformers(
             folder, hf_model=theirs.eval(), tokenizer=tokenizer, device="cpu"
         )
+    bridge.cfg.default_prepend_bos = False  # a text's tokens are those of our tokenizer
+    return bridge.eval()
 
 
 def cache_of(model, token_ids):

@@ -44,7 +44,7 @@ def without_sink(pattern: Pattern, sinks: int = 1) -> Float[Array, "*layers head
 
     Rows that read nothing but the sink are zero.
     """
-    rest = pattern.astype(jnp.float32).at[..., :sinks].set(0)
+    rest = jnp.asarray(pattern, jnp.float32).at[..., :sinks].set(0)
     mass = rest.sum(-1, keepdims=True)
     return jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1), 0)
 

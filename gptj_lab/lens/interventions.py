@@ -220,20 +220,14 @@ class Interventions:
         self.check_layer(layer, site)
         value = distributed.gather(value).astype(np.float32)
         where = self._where(positions, value, width, site)
-        if site in HEADS:
-            index, prefix = HEADS.index(site), "head_"
-            which = slice(None) if head is None else head
-        else:
-            index, prefix, which = STREAMS.index(site), "", None
+        of_heads = site in HEADS
+        index, prefix = (HEADS if of_heads else STREAMS).index(site), "head_" * of_heads
+        at = (where, slice(None) if head is None else head) if of_heads else (where,)
         keep, gain, slots = (getattr(self, prefix + n).copy() for n in ("keep", "gain", "slots"))
-        at = (index, layer, where) if which is None else (index, layer, where, which)
+        keep[(index, layer, *at)] *= factor
         offset = self._offset(site, layer)
-        part = offset[where] if which is None else offset[where, which]
-        part = (factor * part if factor else np.zeros_like(part)) + scale * value.reshape(
-            *value.shape[:-1], *part.shape[1:]
-        )
-        offset[where if which is None else (where, which)] = part
-        keep[at] *= factor
+        old = factor * offset[at]
+        offset[at] = old + scale * value.reshape(*value.shape[:-1], *old.shape[1:])
         gain[index, layer] = (offset != 0).any(-1)
         slots[index, layer] = 0
         name = "wide_vectors" if site in WIDE else "vectors"

@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gptj_lab.lens import fingerprint, inputs, passes
+from gptj_lab.lens import fingerprint, inputs
 from gptj_lab.lens.affine_lens import AffineLens
 from gptj_lab.lens.logit_lens import LogitLens, logit_lens, places_of
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
-from gptj_lab.model.sites import ignore, intervene
+from gptj_lab.model.sites import intervene
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -55,7 +55,7 @@ def pushed(
     layers, width = trace.config.num_layers, trace.config.d_model
     if not 0 <= layer <= layers:
         raise ValueError(f"layer is {layer}: 0 to {layers} (after the last block) are there")
-    if directions.ndim != 2 or directions.shape[1] != width:
+    if directions.ndim != 2 or not len(directions) or directions.shape[1] != width:
         raise ValueError(
             f"directions has shape {directions.shape}: [directions, {width}] is needed"
         )
@@ -69,8 +69,10 @@ def jacobian_lens(trace: Trace, top: int = 5, positions: Sequence[int] | None = 
 
     Each token's residual is pushed through the derivative of the blocks above, as far as the same
     token's last residual, and read by the final LayerNorm and the unembedding. The last row is the
-    model's own output, to the last bit. It costs a product for each layer and position: choose
-    positions where the model is large. Args, errors and what can be asked: as `logit_lens`.
+    model's own output, to the last bit. It costs a product, about two passes, for each layer and
+    position: choose positions where the model is large.
+
+    Arguments, errors, and what can be asked of it: as `logit_lens`.
     """
     places = places_of(trace, positions)
     streams = [
@@ -103,10 +105,10 @@ def fit_jacobian_lens(
     Raises:
         ValueError: seq or skip out of range, or no text of at least `seq` tokens.
     """
-    if not 0 <= skip < seq - 1:
-        raise ValueError(f"skip is {skip}: 0 to {seq - 2} leave a token of seq={seq} over")
     if not 1 < seq <= model.config.context:
         raise ValueError(f"seq is {seq}: 2 to {model.config.context} tokens fit into the context")
+    if not 0 <= skip < seq - 1:
+        raise ValueError(f"skip is {skip}: 0 to {seq - 2} leave a token of seq={seq} over")
     rows = [ids[:seq] for ids in map(model.tokenizer.encode, texts) if len(ids) >= seq]
     if not rows:
         raise ValueError(f"no text has as many as seq={seq} tokens: give longer ones")
@@ -136,41 +138,45 @@ def _products(
     """The products, a few at a time: at each direction's own token, or at every token."""
     model = trace.model("the rest of the network")
     graph, state = inputs.split(model)
-    x = passes.rows_of(model, trace.residuals[layer])
+    ids = inputs.padded(model, trace.token_ids)
     parts = []
     for start in range(0, len(directions), _DIRECTIONS):
         some = directions[start : start + _DIRECTIONS].astype(model.dtype)
-        room = _DIRECTIONS - len(some)
+        count, room = len(some), _DIRECTIONS - len(some)
         some_places = np.pad(places[start : start + _DIRECTIONS], (0, room))
-        found = _derivative(
-            graph, state, x, some_places, np.pad(some, ((0, room), (0, 0))), layer, own
-        )
-        parts.append(distributed.gather(found)[: len(some)])
+        some = np.pad(some, ((0, room), (0, 0)))
+        found = _derivative(graph, state, ids, model.dtype, some_places, some, layer, own)
+        parts.append(distributed.gather(found)[:count])
     return parts
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "layer", "own"))
+@functools.partial(jax.jit, static_argnames=("graph", "dtype", "own"))
 def _derivative(
     graph: Any,
     state: Any,
-    x: Float[Array | np.ndarray, "rows seq d_model"],
+    token_ids: Int[Array | np.ndarray, "rows seq"],
+    dtype: str,
     places: Int[Array | np.ndarray, "directions"],
     directions: Float[Array | np.ndarray, "directions d_model"],
-    layer: int,
+    layer: int | Array,
     own: bool,
 ) -> Float[Array, "directions *seq d_model"]:
-    blocks = nnx.merge(graph, state).blocks[layer:]
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    """One program for all layers: which one is moved is data."""
+    network = nnx.merge(graph, state)
+    layers, width = len(network.blocks), network.embed.shape[1]
 
-    def rest(x: Array) -> Array:
-        for block in blocks:
-            x, _ = block(x, positions, None, ignore)
-        return x
+    def last(moved: Float[Array, "rows seq d_model"]) -> Array:
+        def at(here: int, x: Array) -> Array:
+            return x + jnp.where(layer == here, moved, 0)
 
-    _, derivative = jax.linearize(rest, jnp.asarray(x))
+        taps = {f"blocks.{i}.resid_pre": functools.partial(at, i) for i in range(layers)}
+        return at(layers, network.hidden(token_ids, site=intervene(taps), dtype=dtype)[0])
+
+    still = jnp.zeros((*token_ids.shape, width), dtype)
+    _, derivative = jax.linearize(last, still)
 
     def product(place: Array, direction: Array) -> Array:
-        moved = derivative(jnp.zeros_like(x).at[:, place].set(direction[None]))[0]
+        moved = derivative(still.at[:, place].set(direction[None]))[0]
         return moved[place] if own else moved
 
     return jax.lax.map(lambda each: product(*each), (places, directions))

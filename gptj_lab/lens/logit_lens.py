@@ -20,7 +20,7 @@ from gptj_lab.mesh import distributed
 _ROWS = 64  # positions at a time: only their distributions over the vocabulary exist together
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LogitLens:
     """The next token's distribution at each position as each layer has it; nats throughout.
 
@@ -40,13 +40,16 @@ class LogitLens:
     """
 
     trace: Trace
-    streams: Float[np.ndarray, "layers positions d_model"] = dataclasses.field(repr=False)
+    streams: Float[np.ndarray, "layers positions d_model"]
     positions: Int[np.ndarray, "positions"]
     rows: tuple[str, ...]
     ids: Int[np.ndarray, "rows positions top"]
     logprobs: Float[np.ndarray, "rows positions top"]
     entropy: Float[np.ndarray, "rows positions"]
     kl: Float[np.ndarray, "rows positions"]
+
+    def __repr__(self) -> str:
+        return f"LogitLens({len(self.rows)} rows, {len(self.positions)} positions of {self.trace})"
 
     def logits(self, row: int) -> Float[np.ndarray, "positions vocab"]:
         """The float32 logits of a row; those of row -1 are `trace.logits` themselves.
@@ -86,7 +89,7 @@ class LogitLens:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TokensOverLayers:
     """What each row of a lens says of some tokens.
 
@@ -124,7 +127,8 @@ def logit_lens(
     if not 1 <= top <= vocab:
         raise ValueError(f"top is {top}: 1 to {vocab} tokens can be kept")
     places, layers = places_of(trace, positions), trace.config.num_layers
-    streams = trace.residuals[:layers, places] if streams is None else streams
+    if streams is None:
+        streams = trace.residuals[:layers, places]
     if streams.shape != (layers, len(places), trace.config.d_model):
         raise ValueError(
             f"streams has shape {streams.shape}: "

@@ -58,7 +58,8 @@ def value(
         graph, state = inputs.split(model)
         found = _outside(graph, state, inputs.padded(model, token_ids), model.dtype, name)
     elif name == "final_ln":
-        found = _final_ln(*nnx.split(model.network.final_ln), rows_of(model, streams[-1]))
+        graph, state = nnx.split(model.network.final_ln)
+        found = _final_ln(graph, state, rows_of(model, streams[-1]))
     else:
         graph, state = nnx.split(model.network.blocks[layer])
         found = _inside(graph, state, rows_of(model, streams[layer]), site)

@@ -60,7 +60,7 @@ def kl(
 ) -> Float[np.ndarray, "*rows"]:
     """KL(before || after) in nats of the distributions that logits stand for, float64."""
     p, q = log_softmax(before), log_softmax(after)
-    return np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
 
 
 @dataclasses.dataclass(frozen=True)

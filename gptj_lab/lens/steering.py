@@ -1,7 +1,7 @@
 """Steering: a direction between two kinds of prompts, and a model that leans that way."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,6 @@ from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens.edits import OUTSIDE
 from gptj_lab.lens.inputs import Prompt, token_ids_of
 from gptj_lab.lens.interventions import Interventions, run
-
-if TYPE_CHECKING:
-    from gptj_lab.generation.decoding import Completion
 
 
 def direction(
@@ -65,8 +62,8 @@ def steered(
 def generate(
     model: LanguageModel, prompts: str | Sequence[str], vector: Float[np.ndarray, "d_model"],
     layer: int, scale: float = 1.0, **settings: Any,
-) -> "list[Completion]":  # fmt: skip
-    """`steered(...).generate(prompts, **settings)`: completions that lean along the vector."""
+) -> list[Any]:  # fmt: skip
+    """`steered(...).generate(prompts, **settings)`: Completions that lean along the vector."""
     return steered(model, vector, layer, scale).generate(prompts, **settings)
 
 

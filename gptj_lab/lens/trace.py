@@ -56,6 +56,8 @@ class Trace(Mapping[str, np.ndarray]):
         token_ids: int32 [seq].
         tokens: the tokens as a person should see them.
         residuals: [layers + 1, seq, d_model]; row i is what block i reads, the last what leaves.
+        names: the sites that iterating gives, in the order of the computation.
+        values_kept: of a trace from a file, what was saved beside the residuals.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,14 +73,12 @@ def write_tensors(
         for name, value in {"about": text, **tensors}.items()
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        write_safetensors(Path(aside), entries)
+        write_safetensors(aside, entries)
         os.replace(aside, file)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_tensors(

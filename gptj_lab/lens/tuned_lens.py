@@ -124,4 +124,4 @@ def _step(
     # Layer by layer: one layer's distributions over the vocabulary exist at a time.
     losses, gradients = jax.lax.map(lambda each: jax.value_and_grad(loss)(*each), (lens, residuals))
     updates, state = optimiser.update(gradients, state, lens)
-    return optax.apply_updates(lens, updates), state, losses
+    return jax.tree.map(jnp.add, lens, updates), state, losses

@@ -86,8 +86,8 @@ class Explorer(anywidget.AnyWidget):
         self._session = Session(model, other, steer)
         self._history: list[list[Edit]] = []
         self._sweep: Sweep | None = None
+        self._sweep_number = 0
         self._decoding: Decoding | None = None
-        self._request: str | None = None
         self._seconds = 0.0
         super().__init__()
         self.selection = {"layer": layer, "head": head, "query": None, "key": None, "of": "a"}
@@ -358,7 +358,7 @@ class Explorer(anywidget.AnyWidget):
         session.run(prompt, prompt_b, ids)
         self._seconds = time.perf_counter() - begun
         self._history.clear()
-        self._sweep = self._request = self._decoding = None
+        self._sweep = self._decoding = None
         with self.hold_sync():
             self.set_trait("prompt", session.prompt)
             self.set_trait("prompt_b", session.prompt_b)

@@ -11,6 +11,7 @@ from gptj_lab import plots
 from gptj_lab.widgets.explorer_session import DIFFERENCES, Session
 
 MOST_BYTES = 56_000  # so that with its text it adds less than 80 KB to the notebook as base64
+_THRIFT = ((96, 1.0), (48, 1.0), (32, 0.8), (24, 0.65), (16, 0.5), (16, 0.25))  # colours, size
 _NAMED, _BARS = 32, 6  # tokens at the end that one head is drawn for; next tokens
 
 
@@ -71,30 +72,25 @@ def _title(session: Session, of: str) -> str:
 
 
 def _beside(large: Any, small: list[Any]) -> bytes:
-    """One figure and a column of others as a PNG of few colours; coarser until it is small."""
+    """One figure and a column of others as one PNG, with fewer colours or pixels if need be."""
     from PIL import Image
 
+    images = [Image.open(io.BytesIO(plots.png(each))).convert("RGB") for each in (large, *small)]
+    left, *column = images
+    width = left.width + max(image.width for image in column)
+    height = max(left.height, sum(image.height for image in column))
+    whole = Image.new("RGB", (width, height), "white")
+    whole.paste(left, (0, 0))
+    top = 0
+    for image in column:
+        whole.paste(image, (left.width, top))
+        top += image.height
     out = io.BytesIO()
-    for dpi in (96, 80, 64, 48, 32):
-        left, *column = (_image(figure, dpi) for figure in (large, *small))
-        width = left.width + max(image.width for image in column)
-        height = max(left.height, sum(image.height for image in column))
-        whole = Image.new("RGB", (width, height), "white")
-        whole.paste(left, (0, 0))
-        top = 0
-        for image in column:
-            whole.paste(image, (left.width, top))
-            top += image.height
+    for colours, scale in _THRIFT:
+        size = (round(width * scale), round(height * scale))
+        drawn = whole if scale == 1 else whole.resize(size, Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        whole.quantize(96).save(out, format="png", optimize=True)
+        drawn.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if out.tell() <= MOST_BYTES:
             break
     return out.getvalue()
-
-
-def _image(figure: Any, dpi: int) -> Any:
-    from PIL import Image
-
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi)
-    return Image.open(out).convert("RGB")

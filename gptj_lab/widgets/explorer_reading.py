@@ -16,13 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from gptj_lab.lens import passes
 from gptj_lab.lens.edits import Edits
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.mesh import distributed
+from gptj_lab.mesh import distributed, sharding
 from gptj_lab.widgets import explorer_encoding as encoding
 from gptj_lab.widgets.explorer_scores import scores
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
+_TABLES = ("vectors", "wide_vectors", "patterns")
 _KEPT_BYTES = 256 * 2**20  # of values that were made again; the latest one is always kept
 
 
@@ -128,7 +129,19 @@ class Reading:
         """What makes a block's inside again: graph, weights, what it reads, its edits."""
         graph, state = nnx.split(self.model.network.blocks[layer])
         x = passes.rows_of(self.model, self.residuals[layer])
-        return graph, state, x, _of_layer(self.interventions, layer)
+        return graph, state, x, _of_layer(self._placed, layer)
+
+    @functools.cached_property
+    def _placed(self) -> Interventions:
+        """The edits with their tables on the device: at 2,048 tokens of GPT-J they are 300 MB."""
+        mesh = self.model.mesh
+        tables = {name: getattr(self.interventions, name) for name in _TABLES}
+        if mesh is None:
+            placed = {name: jnp.asarray(table) for name, table in tables.items()}
+        else:
+            everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            placed = {name: sharding.put(table, everywhere) for name, table in tables.items()}
+        return dataclasses.replace(self.interventions, **placed)
 
 
 def log_softmax(logits: Float[np.ndarray, "*rows vocab"]) -> Float[np.ndarray, "*rows vocab"]:

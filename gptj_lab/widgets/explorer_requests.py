@@ -98,13 +98,14 @@ def _sweep(explorer: Explorer, asked: Message) -> Answer:
         explorer._session, asked["what"], asked.get("token"), asked.get("minus"),
         asked.get("position"),
     )  # fmt: skip
+    explorer._sweep_number += 1
     token = explorer._session.model.tokenizer.display(sweep.token)
     said = f"The change of the logit of '{token}' without each of them."
     if sweep.what not in ABLATED:
         said = f"How much of '{token}' each value of A brings back in B's run: 0 none, 1 all."
     asked_of = [sweep.token] if sweep.minus is None else [sweep.token, sweep.minus]
     content = {
-        "op": "sweep", "sweep": id(sweep), "what": sweep.what, "rows": "layer",
+        "op": "sweep", "sweep": explorer._sweep_number, "what": sweep.what, "rows": "layer",
         "columns": sweep.columns, "shape": list(sweep.grid.shape), "token": sweep.token,
         "minus": sweep.minus, "position": sweep.position,
         "names": names(explorer._session, asked_of), "sentence": said,
@@ -115,10 +116,10 @@ def _sweep(explorer: Explorer, asked: Message) -> Answer:
 
 def _sweep_next(explorer: Explorer, asked: Message) -> Answer:
     sweep = explorer._sweep
-    if sweep is None or asked.get("sweep") != id(sweep):
+    if sweep is None or asked.get("sweep") != explorer._sweep_number:
         return {"op": "outdated"}, []
     begun, cells = sweep.advance()
-    return {"op": "sweep", "sweep": id(sweep), **_progress(sweep, begun)}, [f4(cells)]
+    return {"op": "sweep", "sweep": explorer._sweep_number, **_progress(sweep, begun)}, [f4(cells)]
 
 
 def _progress(sweep: Sweep, begun: int) -> Message:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
 RUNS = ("a", "after", "b")
+_AWAKE: list[weakref.ref[Session]] = []  # the sessions that hold arrays, the latest last
+_MOST_AWAKE = 4  # a cell that is run again leaves its old view to ipywidgets for good
 DIFFERENCES = {"b-a": ("b", "a"), "after-a": ("after", "a")}
 
 
@@ -30,7 +32,8 @@ class Session:
     Attributes:
         model: of A. `other`: of B, the same model where B is a second prompt.
         number: counts the runs; a view's answer belongs to one of them.
-        a, b, after: the runs; `after` is A itself while nothing is changed.
+        a, b, after: the runs; `after` is A itself while nothing is changed. Of the sessions before
+            the last few they are let go, and read again when they are asked for.
         edits: what is changed in `after`, as explorer_edits.checked returns it.
         prompt, prompt_b: texts; prompt_b is "" where there is no second one.
         made: how many of A's tokens at its end were generated.
@@ -53,6 +56,8 @@ class Session:
         self.effects: dict[str, np.ndarray] = {}
         self._differences: dict[str, np.ndarray] = {}
         self._weights: list[weakref.ref] = []
+        self._ids: tuple[np.ndarray, np.ndarray | None]
+        self._runs: tuple[Reading, Reading | None, Reading] | None = None
 
     # --- Running ---
 
@@ -83,7 +88,8 @@ class Session:
             kept = [edit for edit in kept if not edit["kind"].startswith("patch")]
         dropped = len(self.edits) - len(kept)
         after = Reading(self.model, ids_a, self._interventions(kept, a, b)) if kept else a
-        self.a, self.b, self.after, self.edits = a, b, after, kept
+        self._runs, self.edits = (a, b, after), kept
+        self._ids = ids_a, None if b is None else ids_b
         self.prompt, self.prompt_b, self.made = prompt, prompt_b, made
         self.number += 1
         self.effects.clear()
@@ -114,8 +120,8 @@ class Session:
         if wanted == self.edits:
             return
         made = self._interventions(wanted, self.a, self.b)
-        self.after = Reading(self.model, self.a.ids, made) if wanted else self.a
-        self.edits = wanted
+        after = Reading(self.model, self.a.ids, made) if wanted else self.a
+        self._runs, self.edits = (self.a, self.b, after), wanted
         self._differences.pop("after-a", None)
 
     def stale(self) -> str:
@@ -130,6 +136,40 @@ class Session:
             "The model's weights have changed since this was computed, so what you see is stale: "
             "run again to read the text with the new ones."
         )
+
+    @property
+    def a(self) -> Reading:
+        return self._read()[0]
+
+    @property
+    def b(self) -> Reading | None:
+        return self._read()[1]
+
+    @property
+    def after(self) -> Reading:
+        return self._read()[2]
+
+    def rest(self) -> None:
+        """Lets the arrays go; they are read again when they are asked for."""
+        self._runs = None
+        self._differences.clear()
+
+    def _read(self) -> tuple[Reading, Reading | None, Reading]:
+        if self._runs is None:
+            if stale := self.stale():
+                raise ValueError(stale)
+            ids, ids_b = self._ids
+            a = Reading(self.model, ids)
+            b = None if ids_b is None else Reading(self.other, ids_b)
+            made = self._interventions(self.edits, a, b) if self.edits else None
+            self._runs = a, b, a if made is None else Reading(self.model, ids, made)
+        if not _AWAKE or _AWAKE[-1]() is not self:
+            _AWAKE[:] = [ref for ref in _AWAKE if ref() not in (None, self)] + [weakref.ref(self)]
+            for ref in _AWAKE[:-_MOST_AWAKE]:
+                if (older := ref()) is not None:
+                    older.rest()
+            del _AWAKE[:-_MOST_AWAKE]
+        return self._runs
 
     def _leaves(self) -> list[Any]:
         models = [self.model] if self.other is self.model else [self.model, self.other]

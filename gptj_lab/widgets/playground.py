@@ -275,7 +275,7 @@ def _arrays(tokens: Sequence[Token]) -> tuple[np.ndarray, ...]:
 @functools.cache
 def _bins() -> list[tuple[float, str, str]]:
     """The view's own probability steps in its light theme: from, background, text."""
-    found = re.findall(r'\{ from: ([\d.]+),.*?light: \["(#\w+)", "(#\w+)"\]', _SCRIPT)
+    found = re.findall(r'\{from:([\d.]+),.*?light:\["(#\w+)","(#\w+)"\]', _SCRIPT)
     return [(float(least), back, ink) for least, back, ink in found]
 
 

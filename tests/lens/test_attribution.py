@@ -158,6 +158,8 @@ def test_under_interventions_shares_add_up_to_the_changed_logit(case):
         assert abs(found.total - found.logit) < attribution.TOLERANCE, what
         assert (abs(found.logit - plain.logit) > 1e-3) == bool(number), what
         assert ("interventions" in found.parts) == (number in (3, 4)), what
+        programs = shares.shares_of._cache_size() if number == 0 else programs
+    assert shares.shares_of._cache_size() == programs
 
 
 def test_an_ablated_head_has_no_share_and_a_steered_stream_has_the_vectors(gptj):

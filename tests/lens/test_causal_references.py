@@ -21,9 +21,9 @@ PLACES = {
     "gpt_neo": ("transformer.h", "attn.attention.out_proj", "mlp", "num_layers"),
     "codegen": ("transformer.h", "attn.out_proj", "mlp", "n_layer"),
 }
-RELATIVES = ["gptj", "gpt2"]
-RELATIVES += [
-    pytest.param(family, marks=pytest.mark.slow) for family in ("gpt_neox", "gpt_neo", "codegen")
+RELATIVES = [
+    "gptj",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in PLACES if name != "gptj"),
 ]
 
 

@@ -11,11 +11,16 @@ from gptj_lab.lens.edits import HEADS, OUTSIDE, STREAMS, WIDE
 from gptj_lab.lens.interventions import Interventions, bucket, run
 
 IDS = list(range(40, 51))
-ALL = [(family, "float32", None) for family in FAMILIES]
+ALL = [(family, "float32", None) for family in FAMILIES if family != "codegen"]
 ALL += [("gptj", "int8", 4)]
 ALL += [
     pytest.param(case, marks=pytest.mark.slow)
-    for case in (("gptj", "int8", None), ("gpt2", "bfloat16", None), ("gpt2", "float32", 4))
+    for case in (
+        ("codegen", "float32", None),
+        ("gptj", "int8", None),
+        ("gpt2", "bfloat16", None),
+        ("gpt2", "float32", 4),
+    )  # fmt: skip
 ]
 EVERY = ["*"]  # the same sites in most tests: one program a model
 

@@ -5,17 +5,22 @@ import pytest
 from float64_network import Float64Network
 from small_models import FAMILIES, small_model
 
+from gptj_lab.lens import jacobian_lens as module
 from gptj_lab.lens.affine_lens import AffineLens
 from gptj_lab.lens.jacobian_lens import fit_jacobian_lens, jacobian_lens, pushed
 from gptj_lab.lens.logit_lens import logit_lens
 
 PROMPT = "the cat sat on the mat, and the dog"
-MODELS = [("gptj",), ("gpt2", "int8", 1, 2)]
-SLOW = [(f, w) for f in FAMILIES for w in ("float32", "int8")] + [("gpt_neo", "float32", 2, 2)]
+SLOW = [
+    *((family, weights) for family in FAMILIES for weights in ("float32", "int8")),
+    ("gpt2", "int8", 1, 2),
+    ("gpt_neo", "float32", 2, 2),
+]
 
 
 @pytest.fixture(
-    scope="module", params=[*MODELS, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+    scope="module",
+    params=[("gptj",), *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW[1:])],
 )
 def model(request):
     return small_model(*request.param)
@@ -71,10 +76,19 @@ def test_rows_are_the_own_tokens_derivative_read_by_the_unembedding(model):
 
 def test_the_past_does_not_move_and_no_block_is_the_identity(gptj):
     trace, directions = gptj.trace(PROMPT), np.eye(32, dtype=np.float32)[:11]
-    found = pushed(trace, 1, 4, directions)
+    found = pushed(trace, 0, 4, directions)
     assert not found[:, :4].any() and found[:, 4:].any()
     last = pushed(trace, 3, 4, directions)
     assert (last[:, 4] == directions).all() and not np.delete(last, 4, axis=1).any()
+
+
+def test_other_layers_positions_and_texts_compile_nothing(gptj):
+    directions = np.eye(32, dtype=np.float32)[:3]
+    pushed(gptj.trace(PROMPT), 0, 0, directions)
+    before = module._derivative._cache_size()
+    for layer in range(4):
+        pushed(gptj.trace(PROMPT[layer:]), layer, layer, directions[layer % 2 :])
+    assert module._derivative._cache_size() == before
 
 
 def test_it_is_linear_in_the_direction(gptj):

@@ -54,6 +54,7 @@ def test_the_same_seed_gives_the_same_lens(gptj, lens):
     assert (again.matrix == lens.matrix).all() and (again.history == lens.history).all()
 
 
+@pytest.mark.slow
 def test_int8_on_a_mesh_trains_as_on_one_device():
     settings = SMALL | {"steps": 5}
     alone = train_tuned_lens(small_model("gpt2", "int8"), [TEXT], **settings)

@@ -24,11 +24,11 @@ from gptj_lab.lens import edits, passes
 from gptj_lab.lens.interventions import Interventions
 from gptj_lab.mesh import planner_compile
 from gptj_lab.mesh import planner_programs as programs
-from gptj_lab.widgets import explorer_reading
+from gptj_lab.widgets import explorer_encoding, explorer_reading
 
 
 def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, programs.Program]:
-    """The trace (residuals kept), the Explorer's reading (any interventions), one layer's map."""
+    """The trace (residuals kept), the Explorer's reading (any interventions), a layer's maps."""
     config, seq = presets.named(name), int(tokens)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = Mesh(np.array(devices[:1]).reshape(1, 1), ("data", "model"))
@@ -46,6 +46,7 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
     ids = on_it((1, seq), jnp.int32)
     sites = (*(f"blocks.{i}.resid_pre" for i in range(config.num_layers)),
              f"blocks.{config.num_layers - 1}.resid_post")  # fmt: skip
+    row, tiles = on_it((seq,), jnp.int32), on_it((explorer_encoding.THUMBNAIL,), jnp.int32)
     x = on_it((1, seq, config.d_model), jnp.dtype(dtype))
     return {
         "trace": programs.Program(Step(passes._residuals, dict(dtype=dtype)), (*whole, ids)),
@@ -53,7 +54,11 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
             Step(edits.forward, dict(dtype=dtype, wanted=sites)), (*whole, ids, changed)
         ),
         "pattern": programs.Program(
-            Step(explorer_reading._block, dict(wanted="attn.pattern")), (*block, x, changed)
+            Step(explorer_reading._inside, dict(wanted="attn.pattern")), (*block, x, changed)
+        ),
+        "overview": programs.Program(
+            Step(explorer_reading._overview, {}),
+            (*block, x, changed, row, on_it((seq,), jnp.bool_), tiles, tiles),
         ),
     }
 

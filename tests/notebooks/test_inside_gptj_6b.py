@@ -46,8 +46,9 @@ def test_looking_inside_at_256_tokens_fits_a_v5e_chip(plan):
     assert not run.returncode, run.stderr[-2000:]
     answers = [planner_compile.Compiled(**each) for each in json.loads(run.stdout)]
     print(*answers, sep="\n")
-    assert [answer.program for answer in answers] == ["trace", "read", "pattern"]
+    assert [answer.program for answer in answers] == ["trace", "read", "pattern", "overview"]
     for answer in answers:
         assert answer.fits and answer.peak is not None, answer
         assert answer.peak < 1.2 * plan.bytes["weights"] < plan.memory, answer
-    assert answers[2].peak < 0.1 * plan.bytes["weights"], "a map needs one block's weights only"
+    for answer in answers[2:]:  # a map needs one block's weights only
+        assert answer.peak < 0.1 * plan.bytes["weights"], answer

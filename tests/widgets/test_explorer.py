@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from explorer_front import FrontEnd, array
 from flax import nnx
-from small_models import cases, small_model
+from small_models import cases, changed, small_model
 
 import gptj_lab
 from gptj_lab.language_model import LanguageModel
@@ -100,6 +100,14 @@ def test_a_refused_prompt_leaves_everything_as_it_was(front, prompt, message):
     assert front.explorer.prompt == A
     assert np.array_equal(front.explorer.data["pattern"], before["pattern"])
     front.one("pattern", layer=0)
+
+
+def test_a_nan_inside_the_model_is_named(model):
+    def spoil(network):
+        network.blocks[1].mlp.fc_in.bias.set_value(network.blocks[1].mlp.fc_in.bias[...] * np.nan)
+
+    with pytest.raises(ValueError, match="blocks.1.mlp.pre"):
+        gptj_lab.widgets.Explorer(changed(model, spoil), A)
 
 
 def test_untrusted_text_is_data_and_comes_back(front, model):
@@ -450,9 +458,9 @@ def test_a_tuned_model_shows_which_head_moved(model):
     network = nnx.merge(*nnx.split(model.network))
     weight = network.blocks[1].attn.q.weight
     size = model.config.d_head
-    changed = np.array(weight[...])
-    changed[2 * size : 3 * size] *= -1  # head 2 of layer 1 looks for the opposite
-    network.blocks[1].attn.q.weight = nnx.Param(jax.numpy.asarray(changed))
+    turned = np.array(weight[...])
+    turned[2 * size : 3 * size] *= -1  # head 2 of layer 1 looks for the opposite
+    network.blocks[1].attn.q.weight = nnx.Param(jax.numpy.asarray(turned))
     tuned = LanguageModel(model.config, network, model.tokenizer, "tuned")
     front = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare=tuned))
     assert front.explorer.about["compare"] == "model"
@@ -648,6 +656,20 @@ def test_weights_that_change_make_the_view_stale(tiny_config, tiny_tokenizer):
     front.one("next", "stale", position=3)
 
 
+def test_only_the_last_explorers_hold_arrays(model):
+    first = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare=B))
+    first.explorer.ablate(0, 1)
+    first.explorer.select(layer=1, of="after")
+    before = first.explorer.data
+    held = [gptj_lab.widgets.Explorer(model, A) for _ in range(6)]
+    assert sum(each._session._runs is not None for each in [first.explorer, *held]) == 4
+    assert first.explorer._session._runs is None
+    after = first.explorer.data
+    assert all(np.array_equal(after[name], before[name]) for name in ("pattern", "logits"))
+    assert sum(each._session._runs is not None for each in [first.explorer, *held]) == 4
+    first.one("compare", "compared")
+
+
 def test_a_restarted_kernel_is_another_session(front, monkeypatch):
     pong, _ = front.one("ping", "pong")
     assert pong["session"] == front.explorer.about["session"]
@@ -699,6 +721,21 @@ def test_long_texts_are_sent_by_head_or_pooled_and_say_so(long_model, tokens, mo
     front.one("ledger", position=seq - 1)
     edits = [dict(kind="edge", layer=0, head=0, query=seq - 1, key=0)]
     front.one("intervene", "next", interventions=edits, position=seq - 1)
+
+
+@pytest.mark.slow
+def test_the_first_picture_of_28_layers_and_256_tokens_is_below_a_megabyte():
+    model = small_model(
+        "gptj", num_layers=28, num_heads=16, d_model=128, d_ff=128, d_rotary=4, context=256
+    )
+    text = model.tokenizer.decode(model.tokenizer.encode("the cat sat on the mat, and " * 99)[:256])
+    front = FrontEnd(gptj_lab.widgets.Explorer(model, text))
+    answers = [front.one("hello", "ran"), front.one("pattern", layer=0)]
+    assert len(answers[0][0]["ids"]) == 256 and answers[0][0]["mode"] == "layer"
+    sizes = [len(json.dumps(content)) + sum(map(len, data)) for content, data in answers]
+    assert sum(sizes) <= 1_000_000
+    data, metadata = front.explorer._repr_mimebundle_()
+    assert len(base64.b64encode(data["image/png"])) + len(json.dumps(metadata)) <= 80_000
 
 
 # --- Every family ---

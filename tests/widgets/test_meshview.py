@@ -221,7 +221,7 @@ def test_the_still_picture_has_alt_text_and_the_slices_colours(view, monkeypatch
 
 
 def test_picture_and_view_have_the_same_colours():
-    found = re.findall(r'light: \["(#\w+)", "#\w+"\], dark', MeshView._esm)
+    found = re.findall(r'light:\["(#\w+)","#\w+"\],dark', MeshView._esm)
     assert found == [colour for colour, _ in plots._SLICES]
     hatches = [hatch for _, hatch in plots._SLICES]
     assert len(set(hatches)) == len(hatches)
