@@ -177,7 +177,7 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
   const all = series.flatMap((each) => [...each.values]).filter(isFinite).map(scale);
   let [low, high] = [min(...all), max(...all)];
   if (!all.length) [low, high] = [0, 1];
-  if (log) low = 0;
+  low = min(low, 0); // of all that is drawn so, zero is the least
   if (high - low < 1e-6) high = low + 1;
   const count = max(2, ...series.map((each) => each.values.length));
   const x = (i) => left + (i / (count - 1)) * (width - left - right);

@@ -346,10 +346,12 @@ def test_axe_finds_nothing_serious_on_any_panel_in_either_theme(page):
     rest(page)
 
 
-def test_themes_and_pictures(page):
+def test_themes_and_pictures(page, run_cell):
     for each in view(page).locator(".gx-plots .gx-chip").all()[::-1]:
         each.click()
         rest(page)
+    run_cell(page, "explorer.run(prompt_b='')")  # away with B
+    page.wait_for_function("!document.querySelector('.gx-note').textContent.includes('B ')")
     read(page, STORY)
     view(page).locator(".gx-strip .gx-token").last.click()
     rest(page)

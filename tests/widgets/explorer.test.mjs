@@ -322,6 +322,28 @@ test("what Python selects is shown; a closed view lets go", () => {
   assert.ok(doc.disconnected);
 });
 
+test("a long text comes head by head and pooled: cells stand for tiles, and the view says so", () => {
+  const { root, k, key, last, close } = setup();
+  const own = k.answers.run;
+  k.answers.run = k.answers.hello = () => {
+    const [message, buffers] = own({ prompt: "x" });
+    return [{ ...message, mode: "pooled" }, buffers];
+  };
+  k.answers.pattern = (m) => [{ op: "pattern", layer: m.layer, of: m.of, first: m.head, heads: 1, mode: "pooled", size: 5, signed: false, scale: 1, part: 0, parts: 1 },
+    [Uint8Array.from({ length: 15 }, (_, i) => 10 * i)]];
+  k.reply({ op: "changed", req: "" });
+  assert.equal(last("pattern").head, 0);
+  assert.match(root.get("gx-note").textContent, /the largest of several weights/);
+  const matrix = root.get("gx-heat");
+  key(matrix, "Home");
+  key(matrix, "ArrowUp"); // from the tile of tokens 8 and 9 to that of 6 and 7
+  key(matrix, "ArrowRight");
+  assert.match(line(root), /'␣and' \(6\) reads 7\.5 % from '␣sat' \(2\)/, "70 of 255, squared");
+  key(matrix, "Enter");
+  assert.equal(last("exact").query, 6);
+  close();
+});
+
 test("zoom, layout and pooling", () => {
   assert.deepEqual(view.part(100, 4, 50), [38, 63]);
   assert.deepEqual(view.part(100, 4, 99), [75, 100]);
