@@ -15,8 +15,9 @@ endif
 lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 
+# Two processes, a file of tests at a time in each: most of the time goes into compiling, on one core.
 test: .venv/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 try: .venv/base
 	$(BIN)/gptj-lab generate "$(TRY)" $(ARGS)

@@ -49,7 +49,7 @@ def small_model(
 ) -> LanguageModel:
     """Two blocks, four heads; biases and LayerNorms are random too, so that they count."""
     sizes = dict(
-        vocab_size=304, context=64, d_model=32, num_layers=2, num_heads=4, d_ff=64,
+        vocab_size=304, context=64, d_model=32, num_layers=3, num_heads=4, d_ff=64,
         initializer_range=0.2, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     sizes |= _ROTARY.get(family, {}) | _WINDOWS.get(family, {}) | fields

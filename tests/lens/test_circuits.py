@@ -113,7 +113,7 @@ def test_learned_positions_are_left_out():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m: ov_table(m, 2, 0), "layer is 2: layers 0 to 1"),
+        (lambda m: ov_table(m, 3, 0), "layer is 3: layers 0 to 2"),
         (lambda m: qk_table(m, 0, -1), "head is -1: heads 0 to 3"),
         (lambda m: ov_table(m, 0, 0, [" cat dog"]), "give one token"),
         (lambda m: ov_table(m, 0, 0, []), "tokens is empty"),

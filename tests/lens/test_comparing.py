@@ -71,16 +71,16 @@ def test_equal_runs_differ_in_nothing(case):
 
 def test_the_head_that_was_changed_is_the_one_that_moved(gptj):
     def turn(network):
-        weight = network.blocks[1].attn.q.weight
+        weight = network.blocks[2].attn.q.weight
         rows = np.array(weight.get_value())
         rows[16:24] *= -1  # of head 2
         weight.set_value(rows)
 
     found = compare_models(gptj, changed(gptj, turn), PROMPT)
     (layer, head, moved), *others = found.heads_moved(8)
-    assert (layer, head) == (1, 2) and moved == found.moved[1, 2] > 0.1
+    assert (layer, head) == (2, 2) and moved == found.moved[2, 2] > 0.1
     assert all(value == 0 for _, _, value in others)
-    assert "L1H2" in repr(found).splitlines()[1]
+    assert "L2H2" in repr(found).splitlines()[1]
 
 
 def test_prompts_that_start_alike_differ_from_the_first_other_token_on(gptj):
@@ -120,8 +120,8 @@ def test_the_distance_is_between_0_and_1_and_symmetric():
         ),
         (lambda m: compare_prompts(m, "a cat", " the dog sat"), "part at position 0"),
         (
-            lambda m: compare_models(m, small_model("gptj", num_layers=3), PROMPT),
-            "num_layers, 2 and",
+            lambda m: compare_models(m, small_model("gptj", num_layers=2), PROMPT),
+            "num_layers, 3 and",
         ),
         (
             lambda m: compare_models(m, small_model("gptj", num_heads=8), PROMPT),

@@ -150,7 +150,14 @@ def colab(tmp_path):
     return execute
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+# A minute more for 14, whose cells test_runs_from_the_top runs too.
+UNDER_COLABS_RULES = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "14_causality"))
+    for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize("path", UNDER_COLABS_RULES)
 def test_runs_under_the_rules_of_colab(path, colab):
     under_the_rules(nbformat.read(ROOT / "colab" / path.name, as_version=4), colab)
 
