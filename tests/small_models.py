@@ -47,7 +47,7 @@ def small_model(
     seed: int = 1,
     **fields,
 ) -> LanguageModel:
-    """Two blocks, four heads; biases and LayerNorms are random too, so that they count."""
+    """Three blocks, four heads; biases and LayerNorms are random too, so that they count."""
     sizes = dict(
         vocab_size=304, context=64, d_model=32, num_layers=3, num_heads=4, d_ff=64,
         initializer_range=0.2, bos_token_id=0, eos_token_id=0,

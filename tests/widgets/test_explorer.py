@@ -26,7 +26,7 @@ NAUGHTY = "<img src=x onerror=alert(1)><script>alert(1)</script> \x07\u202e🙂 
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model("gptj")
+    return small_model("gptj", num_layers=2)
 
 
 @pytest.fixture
@@ -745,7 +745,7 @@ def test_the_first_picture_of_28_layers_and_256_tokens_is_below_a_megabyte():
     "kind", cases(slow=["gpt_neo", "gpt_neox", "gpt2", ("gptj", "int8", 2, 2)])
 )
 def test_every_family_int8_and_a_mesh(kind):
-    model = small_model(*kind)
+    model = small_model(*kind, num_layers=2)
     front = FrontEnd(gptj_lab.widgets.Explorer(model, "the cat sat on the mat"))
     edits = [dict(kind="head", layer=0, head=1), dict(kind="mlp", layer=1, how="mean")]
     content, _ = front.one("intervene", "next", interventions=edits, position=2)
