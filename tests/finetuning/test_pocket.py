@@ -55,6 +55,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(texts, tmp_pat
     assert any(math.isfinite(line.get("loss", math.nan)) for line in history)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_from_before_the_rate_fell(texts, tmp_path):
     straight, extended = tmp_path / "straight", tmp_path / "extended"
     for out, plans in ((straight, [(8, 2)]), (extended, [(4, 2), (8, 2)])):
@@ -141,6 +142,7 @@ def test_every_step_mixes_stories_and_code_in_the_share_that_was_asked_for():
     assert (alone == pocket.windows(stories, batch=7, step=0, **where)).all()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_models_weights_and_tokenizer(texts, tmp_path):
     base = tmp_path / "base"
     pocket.train_pocket(texts, tmp_path / "a", steps=2, export_to=base, say=str, **TINY)
