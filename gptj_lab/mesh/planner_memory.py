@@ -82,13 +82,13 @@ def held(config: ModelConfig, weights: str, rank: int | None, model: int) -> tup
     With a rank the adapters (float32) are trained; without one everything counts as trained.
     """
     one_block = dataclasses.replace(config, num_layers=1)
-    state = nnx.state(programs.abstract_network(one_block, weights, rank))
+    state = nnx.state(programs.abstract_network(one_block, weights, rank), nnx.Param)
     plain = WEIGHTS["bfloat16" if weights == "int8" else weights]
     mesh = AbstractMesh((1, model), (DATA, MODEL))
     totals = {False: 0, True: 0}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         name = programs.path_name(path)
-        adapter = "lora_" in name
+        adapter = "adapters" in name
         keeps = adapter or programs.is_int8_scale(name) or leaf.dtype == jnp.int8
         size = leaf.dtype.itemsize if keeps else plain
         share = model if any(programs.placement(name, config, mesh)) else 1

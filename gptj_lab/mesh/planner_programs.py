@@ -20,12 +20,13 @@ from gptj_lab.mesh.sharding import parameter_spec
 from gptj_lab.model import sites
 from gptj_lab.model.cache import empty_cache
 from gptj_lab.model.int8 import Int8Weight
-from gptj_lab.model.linear import Linear
+from gptj_lab.model.linear import Adapter, Linear, LowRank
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA, MODEL
 
 _OUTERMOST = ("embed", "position_embed", "blocks", "final_ln", "head")
 BLOCK, LOSS = "one_block", "piece_of_the_loss"  # what the compiled program's operations are called
+_ADAPTED = ("attn.q", "attn.v")  # the matrices that LoRA adapts, as its paper did
 LOSS_CHUNKS = 8  # pieces of the sequence whose logits exist at a time
 
 
@@ -34,24 +35,6 @@ class Program(NamedTuple):
 
     step: Any
     arguments: tuple[Any, ...]
-
-
-class Adapter(nnx.Param):
-    """A weight that LoRA trains."""
-
-
-class AdaptedLinear(nnx.Module):
-    """A frozen product plus one of low rank (Hu et al. 2021), float32 weights."""
-
-    def __init__(self, base: Linear, rank: int):
-        d_out, d_in = base.weight.get_value().shape
-        self.base = base
-        self.lora_a = Adapter(jnp.zeros((d_in, rank)))
-        self.lora_b = Adapter(jnp.zeros((rank, d_out)))
-
-    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        low = x @ self.lora_a[...].astype(x.dtype)
-        return self.base(x) + low @ self.lora_b[...].astype(x.dtype)
 
 
 def generate_programs(
@@ -173,15 +156,14 @@ def abstract_network(config: ModelConfig, weights: str, rank: int | None) -> Tra
     def make() -> Transformer:
         network = Transformer(config, key=jax.random.key(0))
         for block in network.blocks:
-            if weights == "int8":
-                for part, names in ((block.attn, ("q", "k", "v", "out")),
-                                    (block.mlp, ("fc_in", "fc_out"))):  # fmt: skip
-                    for name in names:
-                        linear = getattr(part, name)
-                        linear.weight = nnx.Param(_int8(linear.weight.get_value().shape))
-            if rank is not None:
-                for name in ("q", "v"):
-                    setattr(block.attn, name, AdaptedLinear(getattr(block.attn, name), rank))
+            for path, linear in block.matrices().items():
+                d_out, d_in = linear.weight.get_value().shape
+                if weights == "int8":
+                    linear.weight.set_value(_int8((d_out, d_in)))  # type: ignore[arg-type]
+                if rank is not None and path in _ADAPTED:
+                    linear.adapters["lora"] = LowRank(
+                        d_in, d_out, rank=rank, strength=1.0, dropout=0.0, key=jax.random.key(0)
+                    )
         return network
 
     return nnx.eval_shape(make)
@@ -240,15 +222,11 @@ def is_int8_scale(name: str) -> bool:
 
 
 def placement(name: str, config: ModelConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where the leaf of that path lies: an adapter here, everything else in sharding's table.
+    """Where the leaf of that path lies, by sharding's table.
 
-    The path may begin with an optimiser's own ("1.0.mu.embed.value") and pass an adapter's base.
+    The path may begin with an optimiser's own, as in "1.0.mu.embed.value".
     """
-    parts = [part for part in name.split(".") if part not in ("value", "base")]
-    if parts[-1] == "lora_a":
-        return PartitionSpec()
-    if parts[-1] == "lora_b":  # of q and v: their rows are cut
-        return PartitionSpec(None, MODEL)
+    parts = [part for part in name.split(".") if part != "value"]
     if "weight" in parts:  # of int8: values as a plain weight, a scale for each of its rows
         parts[parts.index("weight") :] = ["scale" if is_int8_scale(name) else "weight"]
     first = next(i for i, part in enumerate(parts) if part in _OUTERMOST)
