@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,6 +158,12 @@ class LanguageModel:
         batch += -batch % self.mesh.shape[DATA]
         return report.describe(self.network, self.mesh, batch, seq, self.dtype)
 
+    def twin(self) -> LanguageModel:
+        """Another model on the same arrays: what is set in one doesn't change the other."""
+        other = copy.copy(self)
+        other.network = nnx.clone(self.network)
+        return other
+
     def save(self, directory: Path | str) -> None:
         """Writes a Hugging Face directory that `load` and transformers read.
 
@@ -164,7 +171,8 @@ class LanguageModel:
             ValueError: it has LoRA adapters, for which such a directory has no place.
             OSError: it can't be written; files that were there stay whole.
         """
-        if any(linear.adapters for block in self.network.blocks for linear in block.matrices()):
+        blocks = self.network.blocks
+        if any(linear.adapters for block in blocks for linear in block.matrices().values()):
             raise ValueError(
                 "the model has LoRA adapters: save finetuning.lora.merged(model), or the adapters "
                 "alone with finetuning.export.save_adapter"

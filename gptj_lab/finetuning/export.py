@@ -108,8 +108,7 @@ def load_adapter(
 
 
 def _with(model: LanguageModel, found: Any, rank: int, strength: float, name: str) -> LanguageModel:
-    by_path = {path: target for target, path in adapters.TARGETS.items()}
-    targets = {by_path[".".join(map(str, path[2:]))] for path in found}
+    targets = {path[-1] for path in found}
     wanted = tuple(target for target in adapters.TARGETS if target in targets)
     new = adapters.adapted(model, LoRA(rank=rank, alpha=rank, targets=wanted, name=name))
     for path, linear in adapters.matrices(new.network):

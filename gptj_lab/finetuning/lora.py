@@ -18,10 +18,7 @@ from gptj_lab.model import int8
 from gptj_lab.model.linear import Linear, LowRank
 from gptj_lab.model.transformer import Transformer
 
-TARGETS = {
-    "q": "attn.q", "k": "attn.k", "v": "attn.v", "out": "attn.out",
-    "fc_in": "mlp.fc_in", "fc_out": "mlp.fc_out",
-}  # fmt: skip
+TARGETS = ("q", "k", "v", "out", "fc_in", "fc_out")  # of each block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,12 +77,11 @@ def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
     """
     if lora.name in names(model):
         raise ValueError(f"the model has adapters named {lora.name!r} already: choose another name")
-    copy = _copy(model)
+    copy = model.twin()
     keys = jax.random.split(jax.random.key(seed), (len(copy.network.blocks), len(TARGETS)))
     for i, block in enumerate(copy.network.blocks):
-        for j, target in enumerate(TARGETS):
-            if target in lora.targets:
-                linear = _matrix(block, target)
+        for j, (path, linear) in enumerate(block.matrices().items()):
+            if path.rpartition(".")[2] in lora.targets:
                 d_out, d_in = linear.weight.get_value().shape
                 linear.adapters[lora.name] = LowRank(
                     d_in, d_out, rank=lora.rank, strength=lora.strength, dropout=lora.dropout,
@@ -112,7 +108,7 @@ def weighed(model: LanguageModel, **weights: float) -> LanguageModel:
     for name, factor in weights.items():
         if not math.isfinite(factor):
             raise ValueError(f"{name} is {factor!r}: a finite number is needed")
-    copy = _copy(model)
+    copy = model.twin()
     for _, linear in matrices(copy.network):
         for name, factor in weights.items():
             if name in linear.adapters:
@@ -128,7 +124,7 @@ def without(model: LanguageModel, *chosen: str) -> LanguageModel:
         ValueError: it has no adapter of that name.
     """
     _known(model, chosen)
-    copy = _copy(model)
+    copy = model.twin()
     for _, linear in matrices(copy.network):
         for name in list(linear.adapters):
             if not chosen or name in chosen:
@@ -144,7 +140,7 @@ def merged(model: LanguageModel) -> LanguageModel:
     """
     if not names(model):
         raise ValueError("the model has no adapters to merge")
-    copy = _copy(model)
+    copy = model.twin()
     for _, linear in matrices(copy.network):
         weight = linear.weight.get_value()
         if isinstance(weight, int8.Int8Weight):
@@ -160,13 +156,8 @@ def merged(model: LanguageModel) -> LanguageModel:
 def matrices(network: Transformer) -> Iterator[tuple[tuple[Any, ...], Linear]]:
     """The blocks' matrices that may have adapters, with their paths."""
     for i, block in enumerate(network.blocks):
-        for target, path in TARGETS.items():
-            yield ("blocks", i, *path.split(".")), _matrix(block, target)
-
-
-def _matrix(block: Any, target: str) -> Linear:
-    part, name = TARGETS[target].split(".")
-    return getattr(getattr(block, part), name)
+        for path, linear in block.matrices().items():
+            yield ("blocks", i, *path.split(".")), linear
 
 
 def _known(model: LanguageModel, wanted: Any) -> None:
@@ -175,14 +166,6 @@ def _known(model: LanguageModel, wanted: Any) -> None:
         if name not in there:
             has = f"only {', '.join(there)}" if there else "none"
             raise ValueError(f"the model has no adapter named {name!r}, {has}")
-
-
-def _copy(model: LanguageModel) -> LanguageModel:
-    """A model whose network is an object of its own, on the same arrays."""
-    copy = object.__new__(LanguageModel)
-    copy.__dict__.update(model.__dict__)
-    copy.network = nnx.clone(model.network)
-    return copy
 
 
 def _placed(model: LanguageModel) -> LanguageModel:

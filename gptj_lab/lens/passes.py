@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +22,12 @@ if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
 
-def snapshot(model: LanguageModel) -> LanguageModel:
-    """The model with the weights of now, whatever is trained later; no array is copied."""
-    twin = copy.copy(model)
-    twin.network = nnx.merge(*nnx.split(model.network), copy=True)
-    return twin
-
-
 def residuals(
     model: LanguageModel, token_ids: Int[np.ndarray, "seq"]
 ) -> Float[np.ndarray, "rows seq d_model"]:
     """What each block reads, and what the last one leaves, in the dtype of the activations."""
     graph, state = inputs.split(model)
-    rows = _residuals(graph, state, inputs.padded(model, token_ids), model.dtype)
+    rows = streams(graph, state, inputs.padded(model, token_ids), model.dtype)
     return np.stack([distributed.gather(row)[0, : len(token_ids)] for row in rows])
 
 
@@ -62,7 +54,7 @@ def value(
         found = _final_ln(graph, state, rows_of(model, streams[-1]))
     else:
         graph, state = nnx.split(model.network.blocks[layer])
-        found = _inside(graph, state, rows_of(model, streams[layer]), site)
+        found = inside(graph, state, rows_of(model, streams[layer]), site)
     row = distributed.gather(found)[0]
     return row[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else row[:seq]
 
@@ -81,7 +73,8 @@ def rows_of(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def _residuals(graph: Any, state: Any, token_ids: jax.Array, dtype: str) -> list[jax.Array]:
+def streams(graph: Any, state: Any, token_ids: jax.Array, dtype: str) -> list[jax.Array]:
+    """What each block reads, and what the last one leaves, [rows, seq, d_model] on the devices."""
     network = nnx.merge(graph, state)
     names = [f"blocks.{layer}.resid_pre" for layer in range(len(network.blocks))]
     collect = Collector(names)
@@ -102,7 +95,8 @@ def _final_ln(graph: Any, state: Any, x: Float[Array, "rows seq d_model"]) -> ja
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "wanted"))
-def _inside(graph: Any, state: Any, x: Float[Array, "rows seq d_model"], wanted: str) -> jax.Array:
+def inside(graph: Any, state: Any, x: Float[Array, "rows seq d_model"], wanted: str) -> jax.Array:
+    """The value of a site inside a block, from what the block reads."""
     collect = Collector([wanted])
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     nnx.merge(graph, state)(x, positions, None, collect)

@@ -95,7 +95,7 @@ class Trace(Mapping[str, np.ndarray]):
         """
         names = match(["*"] if sites is None else sites, model.config)
         ids = inputs.token_ids_of(model, prompt)
-        model = passes.snapshot(model)
+        model = model.twin()  # whatever is trained later
         return cls(
             model.config, ids, inputs.display(model, ids), passes.residuals(model, ids),
             names=names, model=model, model_name=model.name,

@@ -12,7 +12,7 @@ import numpy as np
 
 from gptj_lab.checkpoints.safetensors_files import Entry, read_safetensors, write_safetensors
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens import fingerprint, passes
+from gptj_lab.lens import fingerprint
 from gptj_lab.model import sites as network_sites
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read(kind: type[Trace], file: Path, model: LanguageModel | None) -> Trace:
         )
     values = {name.removeprefix("values."): value for name, value in tensors.items()}
     names = network_sites.match([*about["names"], *values], config)
-    model = None if model is None else passes.snapshot(model)
+    model = None if model is None else model.twin()
     return kind(
         config, ids, about["tokens"], residuals,
         names=names, values=values, model=model, model_name=about["model_name"],

@@ -106,10 +106,13 @@ class Block(nnx.Module):
         total = x + attended + computed if self.parallel else middle + computed
         return site("resid_post", total), cache
 
-    def matrices(self) -> tuple[Linear, ...]:
-        """Its six products."""
+    def matrices(self) -> dict[str, Linear]:
+        """Its six products by their paths."""
         attn, mlp = self.attn, self.mlp
-        return attn.q, attn.k, attn.v, attn.out, mlp.fc_in, mlp.fc_out
+        return {
+            "attn.q": attn.q, "attn.k": attn.k, "attn.v": attn.v, "attn.out": attn.out,
+            "mlp.fc_in": mlp.fc_in, "mlp.fc_out": mlp.fc_out,
+        }  # fmt: skip
 
     def _write_once(
         self,
