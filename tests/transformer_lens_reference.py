@@ -19,6 +19,13 @@ def bridge_of(model):
 
 @functools.cache
 def _bridge(model):
+    bridge = new_bridge(model)
+    bridge.cfg.default_prepend_bos = False  # a text's tokens are those of our tokenizer
+    return bridge.eval()
+
+
+def new_bridge(model):
+    """A TransformerBridge that nobody else has, to be changed as one likes."""
     import transformers
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -30,11 +37,9 @@ def _bridge(model):
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(Path(folder) / "tokenizer.json"), eos_token="<|endoftext|>"
         )
-        bridge = TransformerBridge.boot_transformers(
+        return TransformerBridge.boot_transformers(
             folder, hf_model=theirs.eval(), tokenizer=tokenizer, device="cpu"
         )
-    bridge.cfg.default_prepend_bos = False  # a text's tokens are those of our tokenizer
-    return bridge.eval()
 
 
 def cache_of(model, token_ids):

@@ -11,10 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.lens import inputs
+from gptj_lab.lens import inputs, passes
 from gptj_lab.lens.prompts import check_same_length
-from gptj_lab.model import sites
-from gptj_lab.model.transformer import Transformer
 
 _ROWS = 256  # positions whose distribution over the vocabulary exists at a time
 
@@ -93,13 +91,7 @@ def compare_models(model: LanguageModel, other: LanguageModel, prompt: inputs.Pr
     Raises:
         ValueError: their layers, heads or vocabulary differ, or the prompt's tokens do.
     """
-    for field in ("num_layers", "num_heads", "vocab_size"):
-        mine, theirs = getattr(model.config, field), getattr(other.config, field)
-        if mine != theirs:
-            raise ValueError(
-                f"the models differ in {field}, {mine} and {theirs}: only models of one shape can "
-                "be compared head by head"
-            )
+    check_same_shape(model, other)
     ids = inputs.token_ids_of(model, prompt)
     if isinstance(prompt, str) and list(ids) != list(other.tokenizer.encode(prompt)):
         raise ValueError(
@@ -107,6 +99,21 @@ def compare_models(model: LanguageModel, other: LanguageModel, prompt: inputs.Pr
             "same tokenizer, or give token ids"
         )
     return _compare(model, other, ids, inputs.token_ids_of(other, ids))
+
+
+def check_same_shape(model: LanguageModel, other: LanguageModel) -> None:
+    """Nothing, if both have as many layers, heads and tokens in the vocabulary.
+
+    Raises:
+        ValueError: they don't; the message names what differs.
+    """
+    for field in ("num_layers", "num_heads", "vocab_size"):
+        mine, theirs = getattr(model.config, field), getattr(other.config, field)
+        if mine != theirs:
+            raise ValueError(
+                f"the models differ in {field}, {mine} and {theirs}: only models of one shape can "
+                "be compared head by head"
+            )
 
 
 def _compare(model, other, ids, other_ids) -> Comparison:
@@ -152,31 +159,15 @@ def jensen_shannon_distance(
 def _residuals(model: LanguageModel, ids) -> tuple[list[jax.Array], jax.Array]:
     """Each block's resid_pre [batch, padded, d_model], and the residual after the last."""
     graph, state = inputs.split(model)
-    return _run(graph, state, inputs.padded(model, ids), model.dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def _run(graph, state, token_ids, dtype):
-    network: Transformer = nnx.merge(graph, state)
-    names = [f"blocks.{i}.resid_pre" for i in range(len(network.blocks))]
-    seen = sites.Collector(names)
-    final, _ = network.hidden(token_ids, site=seen, dtype=dtype)
-    return [seen.values[name] for name in names], final
+    *read, left = passes.streams(graph, state, inputs.padded(model, ids), model.dtype)
+    return read, left
 
 
 def _pattern(model, layer, residual, length) -> Float[np.ndarray, "heads seq kv_seq"]:
     """One layer's pattern, made again from the residual: all layers' at once may not fit."""
     graph, state = nnx.split(model.network.blocks[layer])
-    return inputs.host(_pattern_of(graph, state, residual))[:, :length, :length]
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _pattern_of(graph, state, residual) -> Float[Array, "heads seq kv_seq"]:
-    block = nnx.merge(graph, state)
-    seen = sites.Collector(["attn.pattern"])
-    places = jnp.broadcast_to(jnp.arange(residual.shape[1]), residual.shape[:2])
-    block.attn.mix(block.ln(residual), places, None, seen)
-    return seen.values["attn.pattern"][0].astype(jnp.float32)
+    pattern = inputs.host(passes.inside(graph, state, residual, "attn.pattern"))[0]
+    return pattern[:, :length, :length].astype(np.float32)
 
 
 def _logprobs(model: LanguageModel, final: jax.Array) -> Iterator[Float[np.ndarray, "rows vocab"]]:

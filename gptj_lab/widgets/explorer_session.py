@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from gptj_lab.lens.comparing import jensen_shannon_distance
+from gptj_lab.lens import comparing
 from gptj_lab.lens.interventions import bucket
 from gptj_lab.widgets import explorer_edits, explorer_encoding
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
@@ -273,7 +273,7 @@ class Session:
                     np.pad(self.reading(name).pattern(layer), ((0, 0), (0, size), (0, size)))
                     for name in ("a", "b")
                 ]
-                distance = np.asarray(jensen_shannon_distance(*pair))[:, : len(self.a)]
+                distance = np.asarray(comparing.jensen_shannon_distance(*pair))[:, : len(self.a)]
                 far.append(distance[:, 1:].mean(-1) if len(self.a) > 1 else distance[:, 0])
             self.effects["moved"] = np.stack(far).astype(np.float32)
         return self.effects["moved"]
@@ -335,13 +335,7 @@ def _largest(row: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "co
 
 
 def _check_comparable(model: LanguageModel, other: LanguageModel) -> None:
-    for name in ("num_layers", "num_heads", "vocab_size"):
-        mine, theirs = getattr(model.config, name), getattr(other.config, name)
-        if mine != theirs:
-            raise ValueError(
-                f"the models differ in {name}, {mine} and {theirs}: only models of one shape can "
-                "be compared head by head"
-            )
+    comparing.check_same_shape(model, other)
     sample = "The cat's naïve 123 \n\tdef f(x):"
     if model.tokenizer.encode(sample) != other.tokenizer.encode(sample):
         raise ValueError(

@@ -3,12 +3,10 @@
 TransformerLens is in the extra `reference`, not in `test`; without it these tests are skipped.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 from small_models import cases, small_model
+from transformer_lens_reference import new_bridge
 
 from gptj_lab.lens.attribution import attribute
 from gptj_lab.lens.composition import MODES, composition_scores, head_singular_values
@@ -20,21 +18,8 @@ PROMPT, TOKEN, OTHER = "the cat sat on the mat, and the dog", " cat", " dog"
 def both(request):
     """Our model, and TransformerLens' with LayerNorms folded and written means taken off."""
     pytest.importorskip("transformer_lens")
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
-
     model = small_model(*request.param)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save(folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager"
-        )
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(Path(folder) / "tokenizer.json"), eos_token="<|endoftext|>"
-        )
-        bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=theirs.eval(), tokenizer=tokenizer, device="cpu"
-        )
+    bridge = new_bridge(model)
     bridge.enable_compatibility_mode(
         disable_warnings=True, center_unembed=False, fold_value_biases=False
     )
@@ -49,9 +34,10 @@ def test_shares_are_those_of_transformer_lens(both):
     with torch.no_grad():
         _, cache = bridge.run_with_cache(torch.tensor(found.token_ids[None]))
         # Not stack_head_results: the bridge of GPT-J has no hook for it.
-        z = torch.stack([cache[f"blocks.{i}.attn.hook_z"][:, -1] for i in range(2)])
-        heads = torch.einsum("lbhd,lhdm->lhbm", z, bridge.W_O).reshape(8, 1, -1)
-        mlps = torch.stack([cache[f"blocks.{i}.hook_mlp_out"][:, -1] for i in range(2)])
+        layers = range(model.config.num_layers)
+        z = torch.stack([cache[f"blocks.{i}.attn.hook_z"][:, -1] for i in layers])
+        heads = torch.einsum("lbhd,lhdm->lhbm", z, bridge.W_O).reshape(found.heads.size, 1, -1)
+        mlps = torch.stack([cache[f"blocks.{i}.hook_mlp_out"][:, -1] for i in layers])
         embed = cache["hook_embed"][None, :, -1]
         shares = [
             cache.logit_attrs(stack, found.token, found.other, pos_slice=-1).numpy().ravel()

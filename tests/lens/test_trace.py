@@ -122,11 +122,11 @@ def test_only_residuals_are_kept_and_layers_share_one_program(gptj):
     assert trace.residuals.shape == (layers + 1, seq, gptj.config.d_model)
     assert not trace.values_kept and not trace._made
     trace["blocks.0.attn.pattern"]
-    before = passes._inside._cache_size()
+    before = passes.inside._cache_size()
     assert trace.stacked("attn.pattern").shape == (layers, gptj.config.num_heads, seq, seq)
     for words in range(1, 6):  # other prompts of the same bucket too
         gptj.trace(" ".join(PROMPT.split()[:words]))["blocks.1.attn.pattern"]
-    assert passes._inside._cache_size() == before
+    assert passes.inside._cache_size() == before
 
 
 def test_what_was_made_is_let_go_of_before_it_fills_the_memory(gptj, monkeypatch):

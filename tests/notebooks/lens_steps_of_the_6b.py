@@ -49,7 +49,7 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
     row, tiles = on_it((seq,), jnp.int32), on_it((explorer_encoding.THUMBNAIL,), jnp.int32)
     x = on_it((1, seq, config.d_model), jnp.dtype(dtype))
     return {
-        "trace": programs.Program(Step(passes._residuals, dict(dtype=dtype)), (*whole, ids)),
+        "trace": programs.Program(Step(passes.streams, dict(dtype=dtype)), (*whole, ids)),
         "read": programs.Program(
             Step(edits.forward, dict(dtype=dtype, wanted=sites)), (*whole, ids, changed)
         ),
