@@ -71,6 +71,8 @@ if "T4" in devices[0].device_kind:
 FORMS = {
     "MODEL": '#@param ["pocket", "EleutherAI/gpt-j-6b"] {allow-input: true}',
     "WEIGHTS": '#@param ["float32", "bfloat16", "float16", "int8"]',
+    "STEPS": '#@param {type: "integer"}',
+    "SEED": '#@param {type: "integer"}',
 }
 
 
@@ -102,12 +104,14 @@ def colab(source: NotebookNode, name: str) -> NotebookNode:
             "language_info": {"name": "python"},
         }
     )
+    parameters_seen = False
     for cell in source.cells:
         text = cell.source
         if cell.cell_type == "markdown":
             made.cells.append(nbformat.v4.new_markdown_cell(text))
             continue
-        if text.startswith("MODEL ="):
+        if not parameters_seen and text.partition(" =")[0] in FORMS:
+            parameters_seen = True
             made.cells += [
                 nbformat.v4.new_code_cell(part) for part in (install.strip(), RUNTIME.strip())
             ]

@@ -4,7 +4,7 @@ Answers are held against identities, properties and the model itself, never agai
 solution. A verdict prints as a sentence; the usual wrong answers are told what they are.
 """
 
-from gptj_lab.lessons import attention_maps, causality, logit_lens
+from gptj_lab.lessons import attention_maps, causality, induction, logit_lens
 from gptj_lab.lessons.verdict import Verdict
 
-__all__ = ["Verdict", "attention_maps", "causality", "logit_lens"]
+__all__ = ["Verdict", "attention_maps", "causality", "induction", "logit_lens"]

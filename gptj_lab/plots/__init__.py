@@ -6,6 +6,7 @@ told apart with any colour vision, and never say anything alone.
 
 from gptj_lab.plots.attention import attention_head, heads_grid
 from gptj_lab.plots.attribution import attribution_waterfall, token_values
+from gptj_lab.plots.curves import lines
 from gptj_lab.plots.grids import head_scores, patching_grid, score_bars
 from gptj_lab.plots.layers import lines_over_layers, logit_lens_table, rank_lines
 from gptj_lab.plots.mesh import mesh_placement
@@ -18,6 +19,7 @@ __all__ = [
     "attribution_waterfall",
     "head_scores",
     "heads_grid",
+    "lines",
     "lines_over_layers",
     "logit_lens_table",
     "loss_curve",

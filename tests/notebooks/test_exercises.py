@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from shorter_runs import shortened
 
 from gptj_lab.lessons import Verdict
 
@@ -35,12 +36,12 @@ def checked(cell: str, solution: str) -> str:
 
 
 def test_the_lessons_have_their_solutions():
-    assert [path.stem[:2] for path in WITH_SOLUTIONS] == ["11", "13", "14"]
+    assert [path.stem[:2] for path in WITH_SOLUTIONS] == ["11", "12", "13", "14"]
 
 
 @pytest.mark.parametrize("path", WITH_SOLUTIONS, ids=lambda p: p.stem)
 def test_stubs_fail_with_a_sentence_and_solutions_pass(path, capsys):
-    cells = nbformat.read(path, as_version=4).cells
+    cells = shortened(nbformat.read(path, as_version=4), path).cells
     names: dict = {"__name__": "__main__"}
     verdicts = []
     for cell, following in zip(cells, [*cells[1:], None], strict=True):

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from shorter_runs import PARAMETERS, shortened
 
 import gptj_lab
 
@@ -120,9 +121,16 @@ def test_colab_notebook_has_what_colab_needs(path):
     assert all(not cell.get("outputs") for cell in notebook.cells)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+# Those that train run in test_exercises.py, cell by cell; here as well where there is time.
+IN_A_KERNEL = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in PARAMETERS))
+    for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize("path", IN_A_KERNEL)
 def test_runs_from_the_top(path, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
+    notebook = shortened(nbformat.read(path, as_version=4), path)
     run(notebook, ROOT / "notebooks", os.environ | {"PYTHONPATH": str(ROOT)})
 
 
@@ -152,14 +160,18 @@ def colab(tmp_path):
 
 # A minute more for 14, whose cells test_runs_from_the_top runs too.
 UNDER_COLABS_RULES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "14_causality"))
+    pytest.param(
+        path, id=path.stem,
+        marks=[pytest.mark.slow] * (path.stem == "14_causality" or path.stem in PARAMETERS),
+    )
     for path in NOTEBOOKS
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", UNDER_COLABS_RULES)
 def test_runs_under_the_rules_of_colab(path, colab):
-    under_the_rules(nbformat.read(ROOT / "colab" / path.name, as_version=4), colab)
+    notebook = nbformat.read(ROOT / "colab" / path.name, as_version=4)
+    under_the_rules(shortened(notebook, path), colab)
 
 
 def test_the_6b_notebook_plans_loads_prompts_and_keeps(colab, tmp_path):

@@ -34,6 +34,7 @@ EVERY = {
         [TOKENS] * 4, np.abs(numbers(4, 9)), ROWS, TOKENS
     ),
     "rank_lines": lambda: plots.rank_lines({"␣cat": [9, 3, 0, 0], "$x$": [0, 1, 2, 3]}, ROWS),
+    "lines": lambda: plots.lines([0, 10, 20], {"repeat": [3.9, 3.5, 0.3]}, "nats", baseline=3.87),
     "lines_over_layers": lambda: plots.lines_over_layers({"KL": [3.0, 2, 1, 0]}, ROWS, "nats"),
     "attribution_waterfall": lambda: plots.attribution_waterfall(TOKENS, numbers(9), most=4),
     "token_values": lambda: plots.token_values(TOKENS, numbers(9), "gradient x input"),
@@ -128,6 +129,19 @@ def test_ranks_are_told_from_one_and_the_best_is_on_top():
     np.testing.assert_array_equal(line.get_ydata(), [10, 4, 1, 1])
     bottom, top = figure.axes[0].get_ylim()
     assert bottom > top and "10 to 1" in plots.alt_text(figure)
+
+
+def test_lines_lie_at_their_places_and_leave_out_what_is_not_a_number():
+    figure = plots.lines([0, 4, 9], {"$a$": [3, 2, np.nan], "b": [1, 1, 2]}, "nats", log=True)
+    (first, second), axes = figure.axes[0].lines, figure.axes[0]
+    np.testing.assert_array_equal(first.get_xdata(), [0, 4, 9])
+    np.testing.assert_array_equal(second.get_ydata(), [1, 1, 2])
+    assert axes.get_yscale() == "log" and "nats from step 0 to 9: $a$ 3 to" in figure.alt
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["$a$", "b"]
+    with pytest.raises(ValueError, match="points of 'b': there are 2, but 3 places of rank"):
+        plots.lines([1, 2, 3], {"b": [1, 2]}, "size", along_name="rank")
+    with pytest.raises(ValueError, match="curves is empty"):
+        plots.lines([1], {}, "size")
 
 
 def test_lines_are_named_at_their_ends_or_where_these_meet_in_a_legend():
