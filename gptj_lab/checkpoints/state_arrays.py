@@ -1,0 +1,72 @@
+"""The arrays of a state: their names and forms, and how Orbax is asked to write and read them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name, such as "trained.blocks.0.attn.q.weight".
+
+    Raises:
+        ValueError: two leaves would have one name.
+    """
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator=".") or "value": leaf
+        for path, leaf in pairs
+    }
+    if len(found) < len(pairs):
+        raise ValueError("two arrays of the state have one name: leave dots out of the keys")
+    return found
+
+
+def forms(leaves: dict[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each leaf, as "float32[4, 8]".
+
+    Raises:
+        ValueError: a leaf is no array of JAX.
+    """
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            kind = type(leaf).__name__
+            raise ValueError(f"{name} is a {kind}, no array of JAX: put it into the record")
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+
+
+def checkpointer() -> Any:
+    """Orbax's asynchronous checkpointer for a dict of arrays. Weights hardly compress: it doesn't.
+
+    Measured: float32 moments and weights shrink by 8 %, and writing takes several times as long.
+    """
+    import orbax.checkpoint as ocp
+
+    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def saving(leaves: dict[str, Any]) -> Any:
+    """Orbax's arguments to save; it refuses empty arrays, so they are left out."""
+    import orbax.checkpoint as ocp
+
+    return ocp.args.PyTreeSave({name: leaf for name, leaf in leaves.items() if leaf.size})
+
+
+def read(orbax: Any, folder: Any, leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    """The saved arrays, each cut over devices as the sharding of its leaf says."""
+    import orbax.checkpoint as ocp
+
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    filled = {name: leaf for name, leaf in leaves.items() if np.prod(leaf.shape)}
+    places = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding or here, global_shape=leaf.shape, dtype=leaf.dtype
+        )
+        for name, leaf in filled.items()
+    }
+    found = orbax.restore(folder, args=ocp.args.PyTreeRestore(filled, restore_args=places))
+    for name in leaves.keys() - filled.keys():
+        leaf = leaves[name]
+        found[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding or here)
+    return found
