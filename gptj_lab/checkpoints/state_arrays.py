@@ -36,10 +36,26 @@ def forms(leaves: dict[str, Any]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
-def checkpointer() -> Any:
-    """Orbax's asynchronous checkpointer for a dict of arrays. Weights hardly compress: it doesn't.
+def compare(saved: dict[str, str], leaves: dict[str, Any], of: str) -> None:
+    """Nothing, if the saved forms are those of the leaves.
 
-    Measured: float32 moments and weights shrink by 8 %, and writing takes several times as long.
+    Raises:
+        ValueError: they are not; the sentence names the first array that differs.
+    """
+    wanted = forms(leaves)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the state of {of} has {name} as {saved.get(name, 'nothing')}, this run as "
+                f"{wanted.get(name, 'nothing')}: resume with the model, method and optimiser that "
+                "it began with, or begin anew in another folder"
+            )
+
+
+def checkpointer() -> Any:
+    """Orbax's asynchronous checkpointer for a dict of arrays, without compression.
+
+    Measured on 100 MB of float32: zstd would save 8 % and take 3 times the processor's time.
     """
     import orbax.checkpoint as ocp
 

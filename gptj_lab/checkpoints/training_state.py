@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import jax
+from jax.experimental import multihost_utils
 
 from gptj_lab.checkpoints import folder_lock, seals, state_arrays
-from gptj_lab.mesh import distributed
 
 _FULL = ("No space left", "Disk quota", "File too large", "RESOURCE_EXHAUSTED")
 
@@ -219,7 +219,8 @@ class TrainingStates:
             if damage is None:
                 notes = [f"{sentence}: went on from step {step} instead" for sentence in wrong]
                 state = self._read(step, like, notes)
-                distributed.wait_for_all("a state has been read")
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices("a state has been read")
                 for damaged in steps[: len(wrong)] if self._first else ():
                     os.rename(self._home(damaged), self.folder / f".damaged-{damaged}")
                 return state
@@ -234,15 +235,7 @@ class TrainingStates:
     def _read(self, step: int, like: Any, notes: list[str]) -> State:
         saved = json.loads((self._home(step) / "record.json").read_text("utf-8"))
         leaves = state_arrays.named(like)
-        there, wanted = saved["arrays"], state_arrays.forms(leaves)
-        for name in sorted(there.keys() | wanted.keys()):
-            if there.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"the state of step {step} in {self.folder} has {name} as "
-                    f"{there.get(name, 'nothing')}, this run as {wanted.get(name, 'nothing')}: "
-                    "resume with the model, method and optimiser that it began with, or begin anew "
-                    "in another folder"
-                )
+        state_arrays.compare(saved["arrays"], leaves, f"step {step} in {self.folder}")
         found = state_arrays.read(self._checkpointer(), self._home(step) / "arrays", leaves)
         arrays = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in leaves])
         return State(
