@@ -87,8 +87,8 @@ def hub(monkeypatch):
                     if entry["key"] == "file":
                         value = entry["value"]
                         kept.files[name, value["path"]] = base64.b64decode(value["content"])
-                self._answer({"commitUrl": f"http://{self.headers['Host']}/{name}/commit/1", "commitOid": "1",
-                              "success": True})  # fmt: skip
+                url = f"http://{self.headers['Host']}/{name}/commit/1"
+                self._answer({"commitUrl": url, "commitOid": "1", "success": True})
 
         def _answer(self, value, code=200):
             content = json.dumps(value).encode()
