@@ -4,7 +4,17 @@ Answers are held against identities, properties and the model itself, never agai
 solution. A verdict prints as a sentence; the usual wrong answers are told what they are.
 """
 
-from gptj_lab.lessons import attention_maps, causality, induction, logit_lens
+from gptj_lab.lessons import (
+    attention_maps,
+    causality,
+    fine_tuning,
+    induction,
+    logit_lens,
+    what_changed,
+)
 from gptj_lab.lessons.verdict import Verdict
 
-__all__ = ["Verdict", "attention_maps", "causality", "induction", "logit_lens"]
+__all__ = [
+    "Verdict", "attention_maps", "causality", "fine_tuning", "induction", "logit_lens",
+    "what_changed",
+]  # fmt: skip
