@@ -91,7 +91,12 @@ def open_places() -> None:
         rmtree(path, *given, **more)
 
     TrainingStates.save, TrainingStates._prune = in_save, in_prune
-    seals.seal, seals._measured, os.rename, shutil.rmtree = in_seal, in_measured, in_rename, in_rmtree
+    seals.seal, seals._measured, os.rename, shutil.rmtree = (
+        in_seal,
+        in_measured,
+        in_rename,
+        in_rmtree,
+    )
 
 
 def main() -> None:
@@ -106,9 +111,16 @@ def main() -> None:
     adapters = {
         f"{'.'.join(map(str, path))}.{name}": digest(variable.get_value())
         for path, linear in lora.matrices(run.model.network)
-        for name, variable in (("a", linear.adapters["default"].a), ("b", linear.adapters["default"].b))
+        for name, variable in (
+            ("a", linear.adapters["default"].a),
+            ("b", linear.adapters["default"].b),
+        )
     }
-    print("done", json.dumps({"status": run.status, "step": run.step, "adapters": adapters}), flush=True)
+    print(
+        "done",
+        json.dumps({"status": run.status, "step": run.step, "adapters": adapters}),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def run(tiny_model, tmp_path_factory):
         base=tiny_model, model=model, corpus=found, steps=20, settings=settings, base_loss=5.25,
         history=[], notes=[f"resumed from {folder}"],
         evaluations=[
+            {"step": 0, "held_out_loss": 5.25, "loss": None, "samples": [], "best": True},
             {"step": 10, "held_out_loss": 4.5, "loss": 4.75, "samples": [], "best": True},
             {"step": 20, "held_out_loss": 4.625, "loss": 4.25, "samples": samples, "best": False},
         ],
@@ -147,7 +148,7 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
         "tags": ["gptj_lab", "lora"],
     }
     assert "4.500 at step 10, where the base has 5.250." in text
-    assert "| 20 | 4.625 | 4.250 |" in text
+    assert "| 0 | 5.250 |  |" in text and "| 20 | 4.625 | 4.250 |" in text
     assert "| optimiser.learning\\_rate | `0.001` |" in text
     assert "to train on, seen" in text  # the doctor
     assert any("private_diary" in sentence for sentence in run.corpus.doctor().sentences)

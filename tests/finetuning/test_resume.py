@@ -81,7 +81,9 @@ def runs(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     tiny_model.save(folder / "model")
     rng = random.Random(5)
-    lines = [" ".join(rng.choices("the cat dog sat on a mat log and".split(), k=12)) for _ in range(90)]
+    lines = [
+        " ".join(rng.choices("the cat dog sat on a mat log and".split(), k=12)) for _ in range(90)
+    ]
     (folder / "text.txt").write_text("\n".join(lines))
     return Runs(folder)
 
