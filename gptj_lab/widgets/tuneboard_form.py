@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_lab.finetuning.lora import TARGETS, LoRA
+from gptj_lab.finetuning.loss import REMAT
 from gptj_lab.finetuning.methods import Full, LastBlocks, SoftPrompt
 from gptj_lab.finetuning.optimisers import Optimiser
 
@@ -53,37 +54,40 @@ _SHAPES = (
     ("cosine", "warm-up, cosine"), ("linear", "warm-up, linear"), ("constant", "warm-up, constant"),
     ("original", "GPT-J's original"),
 )  # fmt: skip
+_LORA, _LAST, _SOFT, _OPTIMISER = LoRA(), LastBlocks(), SoftPrompt(), Optimiser()
 FIELDS = (
     Field("method", "method", "choice", "method", "lora", choices=tuple(_TITLES.items())),
-    Field("rank", "method", "int", "rank", 8, "lora", hint="of the adapters: larger learns more"),
-    Field("alpha", "method", "float", "alpha", 16.0, "lora", hint="strength is alpha / rank"),
-    Field("dropout", "method", "float", "dropout", 0.0, "lora", hint="0 to below 1"),
-    Field("targets", "method", "targets", "matrices", ["q", "v"], "lora", _same(*TARGETS)),
-    Field("rslora", "method", "bool", "rsLoRA", False, "lora", hint="alpha / √rank"),
-    Field("count", "method", "int", "blocks", 2, "last_blocks", hint="counted from the end"),
-    Field("head", "method", "bool", "and the head", False, "last_blocks"),
-    Field("length", "method", "int", "vectors", 16, "soft_prompt"),
-    Field("text", "method", "text", "begin as this text", None, "soft_prompt"),
+    Field("rank", "method", "int", "rank", _LORA.rank, "lora", hint="larger learns more"),
+    Field("alpha", "method", "float", "alpha", _LORA.alpha, "lora", hint="strength: alpha / rank"),
+    Field("dropout", "method", "float", "dropout", _LORA.dropout, "lora", hint="0 to below 1"),
+    Field("targets", "method", "targets", "matrices", list(_LORA.targets), "lora", _same(*TARGETS)),
+    Field("rslora", "method", "bool", "rsLoRA: alpha / √rank", _LORA.rslora, "lora"),
+    Field("count", "method", "int", "blocks", _LAST.count, "last_blocks", hint="from the end"),
+    Field("head", "method", "bool", "and the head", _LAST.head, "last_blocks"),
+    Field("length", "method", "int", "vectors", _SOFT.length, "soft_prompt"),
+    Field("text", "method", "text", "begin as", _SOFT.text, "soft_prompt", hint="a text's tokens"),
     Field("steps", "run", "int", "steps", 200, hint="updates of the weights"),
     Field("batch", "run", "int", "batch", 8, hint="windows a step"),
-    Field("context", "run", "int", "window", None, hint="tokens; empty: what fits the model"),
+    Field("context", "run", "int", "window", None, hint="tokens; empty: what fits"),
     Field("learning_rate", "optimiser", "float", "learning rate", None, hint="empty: a good one"),
-    Field("schedule", "optimiser", "choice", "schedule", "cosine", None, _SHAPES),
-    Field("warmup_steps", "optimiser", "int", "warm-up steps", 10),
-    Field("name", "optimiser", "choice", "optimiser", "adamw", None,
-          (("adamw", "AdamW"), ("adafactor", "Adafactor"), ("lion", "Lion"))),
-    Field("weight_decay", "optimiser", "float", "weight decay", 0.0),
-    Field("clip", "optimiser", "float", "clip gradients at", 1.0, hint="their norm; empty: never"),
-    Field("accumulate", "optimiser", "int", "accumulate", 1, hint="batches added up a step"),
     Field("evaluate_every", "run", "int", "evaluate every", None, hint="steps; empty: by itself"),
-    Field("patience", "run", "int", "patience", None, hint="evaluations without a better one"),
-    Field("held_out", "run", "float", "held out", 0.05, hint="share of the text, 0 to 1"),
-    Field("packing", "run", "choice", "packing", "documents", None, _PACKINGS),
-    Field("remat", "run", "text", "rematerialise", None, hint="a policy's name; empty: by itself"),
-    Field("seed", "run", "int", "seed", 0),
-    Field("out", "run", "text", "folder", None, hint="keeps states; a run there goes on"),
+    Field("out", "run", "text", "folder", None, hint="keeps the run; one there goes on"),
     Field("prompts", "run", "lines", "sample prompts, one a line", []),
+    Field("schedule", "optimiser", "choice", "schedule", _OPTIMISER.schedule, None, _SHAPES),
+    Field("warmup_steps", "optimiser", "int", "warm-up steps", _OPTIMISER.warmup_steps,
+          hint="empty: a tenth, at most 100"),
+    Field("name", "optimiser", "choice", "optimiser", _OPTIMISER.name, None,
+          (("adamw", "AdamW"), ("adafactor", "Adafactor"), ("lion", "Lion"))),
+    Field("weight_decay", "optimiser", "float", "weight decay", _OPTIMISER.weight_decay),
+    Field("clip", "optimiser", "float", "clip gradients at", _OPTIMISER.clip, hint="empty: never"),
+    Field("accumulate", "optimiser", "int", "accumulate", _OPTIMISER.accumulate,
+          hint="parts of a batch, one by one"),
+    Field("remat", "run", "choice", "recompute", None, None, (("", "nothing"), *_same(*REMAT))),
+    Field("patience", "run", "int", "patience", None, hint="evaluations; empty: no early stop"),
+    Field("held_out", "run", "float", "held out", 0.05, hint="share of the text"),
+    Field("packing", "run", "choice", "packing", "documents", None, _PACKINGS),
     Field("sample_tokens", "run", "int", "tokens a sample", 40),
+    Field("seed", "run", "int", "seed", 0),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
 Form = dict[str, Any]
