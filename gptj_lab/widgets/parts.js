@@ -125,7 +125,8 @@ export function mailbox(model, me, failed) {
     const { message, kinds, then } = slot.next;
     slot.sent = { req: `${me}-${++count}`, kinds, then, dropped: false };
     slot.next = null;
-    model.send({ ...message, req: slot.sent.req });
+    const { buffers, ...content } = message;
+    model.send({ ...content, req: slot.sent.req }, undefined, buffers);
   }
   function ask(message, kinds, then, pane = message.op) {
     const slot = panes.get(pane) ?? {};

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import re
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -15,19 +12,18 @@ import numpy as np
 import traitlets
 
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import lora, methods
+from gptj_lab.finetuning import methods
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.methods import Estimate
-from gptj_lab.finetuning.reading import HubDataset
 from gptj_lab.finetuning.run import Run, finetune
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.widgets import theme, tuneboard_answers, tuneboard_form, tuneboard_result
+from gptj_lab.widgets import theme, tuneboard_answers, tuneboard_form, tuneboard_runs
 from gptj_lab.widgets.explorer import Explorer
 from gptj_lab.widgets.playground import Playground
 from gptj_lab.widgets.tuneboard_curves import Curves
 from gptj_lab.widgets.tuneboard_data import Preparation, Upload
+from gptj_lab.widgets.tuneboard_result import Result
 
-ACTIVE = ("compiling", "running", "paused")
 _SETTINGS = tuple(
     name
     for name in inspect.signature(finetune).parameters
@@ -72,9 +68,11 @@ class TuneBoard(anywidget.AnyWidget):
         self.source = data
         self._curves: weakref.WeakKeyDictionary[Run, Curves] = weakref.WeakKeyDictionary()
         self._upload = Upload()
-        self._result: tuneboard_result.Result | None = None
+        self._result: Result | None = None
+        self._opened: dict[str, Playground | Explorer] = {}
+        self.note = ""
         self._preparation = Preparation(data if isinstance(data, Corpus) else None)
-        found = [run for run in _RUNS if run.base is self.model and run.status in ACTIVE]
+        found = [run for run in _RUNS if run.base is self.model and run.status in tuneboard_answers.ACTIVE]
         for run in [model] if isinstance(model, Run) else found[:1]:
             self._attach(run, settings)
         self._form = tuneboard_form.form_of(self.settings)
@@ -144,6 +142,12 @@ class TuneBoard(anywidget.AnyWidget):
         return self.settings["context"] or min(self.model.config.context, 512)
 
     @property
+    def rate(self) -> float | None:
+        """The learning rate of the next run."""
+        settings = self.settings
+        return methods.tuned(settings["optimiser"], self.model, settings["method"]).learning_rate
+
+    @property
     def run(self) -> Run | None:
         """The newest run."""
         return self.runs[-1] if self.runs else None
@@ -155,14 +159,7 @@ class TuneBoard(anywidget.AnyWidget):
             ValueError: there is no text, it can't be read, or a run is under way.
         """
         self._idle("another run")
-        corpus = self.wait_for_data()
-        settings = {
-            name: value
-            for name, value in self.settings.items()
-            if name not in tuneboard_form.OF_THE_DATA
-        }
-        run = finetune(self.model, corpus, wait=False, say=_quiet, **settings)
-        self._keep(run)
+        run = self._begin(self.wait_for_data())
         self._changed()
         return run
 
@@ -191,7 +188,7 @@ class TuneBoard(anywidget.AnyWidget):
         """The newest run's measures: float64 [steps] each, and "evaluations", a dictionary of
         float64 [evaluations]: step, held_out_loss, loss; NaN where nothing is known.
         """
-        return tuneboard_result.arrays(self._running())
+        return tuneboard_runs.arrays(self._running())
 
     def code(self) -> str:
         """The Python that makes the same run without the board."""
@@ -201,29 +198,24 @@ class TuneBoard(anywidget.AnyWidget):
 
     def csv(self) -> str:
         """The newest run's history, a line a step."""
-        return tuneboard_result.csv(self._running())
+        return tuneboard_runs.csv(self._running())
 
     def json(self) -> str:
         """All runs with settings, history, evaluations and notes."""
-        return tuneboard_result.json_of(self.runs)
+        return tuneboard_runs.json_of(self.runs)
 
     @property
-    def result(self) -> tuneboard_result.Result:
-        """The newest run's model beside its base: `scale`, `model`, `merged()`."""
-        run = self._running()
-        if self._result is None or self._result.run is not run:
-            self._result = tuneboard_result.Result(run)
-        return self._result
+    def result(self) -> Result:
+        """The tuned model beside its base: `scale`, `model`, `merged()`; of the newest run."""
+        return self._result_of(self._running())
 
     def playground(self, prompt: str | None = None, **settings: Any) -> Playground:
         """A Playground that continues each prompt with the tuned model and with its base."""
-        result = self.result
-        return Playground(result.refresh(), self._prompt(prompt), compare=result.base, **settings)
+        return self._playground(self._running(), prompt, **settings)
 
     def explorer(self, prompt: str | None = None, **settings: Any) -> Explorer:
         """An Explorer of the base with the tuned model as its B, on one prompt."""
-        result = self.result
-        return Explorer(result.base, self._prompt(prompt), result.refresh(), **settings)
+        return self._explorer(self._running(), prompt, **settings)
 
     def pin(self) -> None:
         """Leaves a picture of the newest run's curves as an output of its own, with alt text.
@@ -233,7 +225,7 @@ class TuneBoard(anywidget.AnyWidget):
         """
         from IPython.display import display
 
-        display(tuneboard_result.picture(self._running(), self._curves_of(self._running())))
+        display(tuneboard_runs.picture(self._running(), self._curves_of(self._running())))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -242,7 +234,7 @@ class TuneBoard(anywidget.AnyWidget):
         data, metadata = bundle
         data = dict(data) | {"text/plain": tuneboard_answers.summary(self)}
         if self.run is not None and self.run.history:
-            picture = tuneboard_result.picture(self.run, self._curves_of(self.run))
+            picture = tuneboard_runs.picture(self.run, self._curves_of(self.run))
             data |= {"image/png": picture.png(60_000), "text/plain": picture.alt}
             metadata = dict(metadata) | {"image/png": {"alt": picture.alt}}
         return data, metadata
@@ -291,13 +283,25 @@ class TuneBoard(anywidget.AnyWidget):
 
         self._preparation.begin(make)
 
+    def _begin(self, corpus: Corpus) -> Run:
+        self._idle("another run")
+        settings = {
+            name: value
+            for name, value in self.settings.items()
+            if name not in tuneboard_form.OF_THE_DATA
+        }
+        run = finetune(self.model, corpus, wait=False, say=_quiet, **settings)
+        self._keep(run)
+        return run
+
     def _attach(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Shows a run that began elsewhere, with its text and its settings."""
         self._keep(run)
         if run.corpus is not None and self.source is None:
             self.source = run.corpus
             self._preparation = Preparation(run.corpus)
-        self.settings = tuneboard_result.settings_of(run) | dict(settings)
+        self.settings = tuneboard_form.settings_of_run(run.settings) | dict(settings)
+        self.note = "This board shows a run that began before it."
 
     def _keep(self, run: Run) -> None:
         if run not in self.runs:
@@ -305,7 +309,7 @@ class TuneBoard(anywidget.AnyWidget):
         _RUNS.add(run)
 
     def _idle(self, wanted: str) -> None:
-        if self.run is not None and self.run.status in ACTIVE:
+        if self.run is not None and self.run.status in tuneboard_answers.ACTIVE:
             raise ValueError(f"a run is {self.run.status}: stop it before {wanted}")
 
     def _running(self) -> Run:
@@ -316,18 +320,25 @@ class TuneBoard(anywidget.AnyWidget):
     def _curves_of(self, run: Run) -> Curves:
         return self._curves.setdefault(run, Curves())
 
+    def _result_of(self, run: Run) -> Result:
+        if self._result is None or self._result.run is not run:
+            self._result = Result(run)
+        self._result.refresh()
+        return self._result
+
+    def _playground(self, run: Run, prompt: str | None = None, **settings: Any) -> Playground:
+        result = self._result_of(run)
+        names = (f"tuned, {run.step:,} steps", "base")
+        shown: dict[str, Any] = {"compare": result.base, "names": names} | settings
+        return Playground(result.model, self._prompt(prompt), **shown)
+
+    def _explorer(self, run: Run, prompt: str | None = None, **settings: Any) -> Explorer:
+        result = self._result_of(run)
+        return Explorer(result.base, self._prompt(prompt), result.model, **settings)
+
     def _prompt(self, prompt: str | None) -> str:
         prompts = self.settings.get("prompts") or ("Once upon a time",)
         return prompts[0] if prompt is None else prompt
-
-
-def source_of(path: str) -> Path | HubDataset:
-    """What a path that was typed into the view means: a file or folder, else a hub data set."""
-    path = path.strip()
-    found = Path(path).expanduser()
-    if not found.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        return HubDataset(name=path)
-    return found
 
 
 def _quiet(*_: Any) -> None:

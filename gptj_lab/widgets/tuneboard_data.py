@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptj_lab.finetuning import reading
 from gptj_lab.finetuning.corpus import Corpus
+from gptj_lab.finetuning.reading import HubDataset
 
 UPLOAD_BYTES = 64 << 20  # of one dropped file; more comes by its path
+DOWNLOAD_BYTES = 128 << 20
 PART_BYTES = 512 << 10  # of a message: larger ones end a connection (lonboard #514)
 _SHOWN = 500  # characters of a stretch
 
@@ -92,6 +96,48 @@ def window(corpus: Corpus, number: Any) -> dict[str, Any]:
     return {
         "op": "window", "number": number, "context": corpus.train.context, "stretches": stretches,
     }  # fmt: skip
+
+
+def source_of(path: str) -> Path | HubDataset:
+    """What a path that was typed into the view means: a file or folder, else a hub data set."""
+    path = path.strip()
+    found = Path(path).expanduser()
+    if not found.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return HubDataset(name=path)
+    return found
+
+
+def name_of(source: Any) -> str:
+    """What a text is called in the view."""
+    if isinstance(source, Corpus):
+        return f"corpus {source.name[:8]}"
+    if isinstance(source, HubDataset):
+        return source.name
+    if isinstance(source, Path) or (isinstance(source, str) and reading.is_path(source)):
+        return Path(source).name
+    return "a text" if isinstance(source, str) else f"a {type(source).__name__}"
+
+
+def packed(save: Callable[[Path], Any]) -> bytes:
+    """A zip file of what `save` writes into a folder.
+
+    Raises:
+        ValueError: it is larger than a view should load.
+    """
+    with tempfile.TemporaryDirectory(prefix="gptj_lab_result_") as folder:
+        save(Path(folder) / "tuned")
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in files)
+        if size > DOWNLOAD_BYTES:
+            raise ValueError(
+                f"the result has {size / 1e6:,.0f} MB, more than the {DOWNLOAD_BYTES >> 20} that a "
+                "view downloads: save it into a folder"
+            )
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for path in files:
+                archive.write(path, path.relative_to(folder))
+    return out.getvalue()
 
 
 class Upload:

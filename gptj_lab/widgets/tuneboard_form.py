@@ -18,7 +18,7 @@ _TITLES = {
     "lora": "LoRA: small matrices beside the model's", "full": "full: every weight",
     "last_blocks": "the last blocks", "soft_prompt": "soft prompt: vectors before the text",
 }  # fmt: skip
-_OF_THE_DATA = ("context", "held_out", "packing", "strict")  # a Corpus has settled these
+OF_THE_DATA = ("context", "held_out", "packing", "strict")  # a Corpus has settled these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ def code(model_name: str, data: Any, settings: Mapping[str, Any], *, is_corpus: 
         comment = "  # what the board was given"
     lines += ["run = gptj_lab.finetune(", "    model,", f"    {source},{comment}"]
     for name, value in settings.items():
-        if is_corpus and name in _OF_THE_DATA:
+        if is_corpus and name in OF_THE_DATA:
             continue
         if name not in ("method", "steps") and _is_default(name, value):
             continue
