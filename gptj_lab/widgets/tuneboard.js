@@ -1,7 +1,6 @@
 // The TuneBoard's view. It pulls: a run goes on in the kernel, and this asks how it is, at most
 // twice a second. Texts from the kernel are untrusted: textContent only.
 
-const { abs, ceil, floor, log10, max, min, round } = Math;
 const FAST = 500, SLOW = 5000; // ms between two questions while something is under way, or not
 const TABS = [["data", "1 Data"], ["settings", "2 Settings"], ["run", "3 Training"], ["after", "4 Before and after"], ["runs", "Runs"]];
 const KEYS = [["1 – 5", "the tabs"], ["s", "start a run"], ["p", "pause, resume"], ["x", "stop"], ["k", "save a checkpoint"], ["c", "the Python of this run"], ["i", "a picture of the curves"], ["?", "these keys"], ["arrows", "move over tabs and curves"]];
