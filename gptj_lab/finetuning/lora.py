@@ -15,7 +15,7 @@ from flax import nnx
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import sharding
 from gptj_lab.model import int8
-from gptj_lab.model.linear import Linear, LowRank
+from gptj_lab.model.linear import DropoutKey, Linear, LowRank
 from gptj_lab.model.transformer import Transformer
 
 TARGETS = ("q", "k", "v", "out", "fc_in", "fc_out")  # of each block
@@ -151,6 +151,15 @@ def merged(model: LanguageModel) -> LanguageModel:
         linear.weight.set_value(total.astype(weight.dtype))
         linear.adapters = nnx.Dict()
     return copy
+
+
+def begin_dropout(network: Transformer, key: jax.Array | None) -> None:
+    """Gives each adapter that drops its own key, so that it drops; None ends it."""
+    for number, (_, linear) in enumerate(matrices(network)):
+        for adapter in linear.adapters.values():
+            if adapter.dropout:
+                own = None if key is None else jax.random.fold_in(key, number)
+                adapter.key = DropoutKey(own)  # a new one: the old may belong to an outer trace
 
 
 def matrices(network: Transformer) -> Iterator[tuple[tuple[Any, ...], Linear]]:

@@ -8,6 +8,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from gptj_lab.finetuning import lora
+from gptj_lab.finetuning.packing import Batch
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
 
@@ -44,8 +46,7 @@ def next_token_loss(
     Raises:
         ValueError: `remat` is no name of REMAT.
     """
-    if remat is not None and remat not in REMAT:
-        raise ValueError(f"remat is {remat!r}: None or one of {', '.join(map(repr, REMAT))}")
+    check_remat(remat)
     ids, targets = tokens[:, :-1], tokens[:, 1:]
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -63,6 +64,68 @@ def next_token_loss(
         x = through(state, x, graph)
     total = cross_entropy(network, x, targets, weights, piece)
     return total / jnp.maximum(weights.sum(), 1)
+
+
+def gradients(
+    graph: Any,
+    trained: Any,
+    frozen: Any,
+    batch: Batch,
+    *,
+    accumulate: int = 1,
+    dtype: DTypeLike = jnp.float32,
+    remat: str | None = None,
+    key: jax.Array | None = None,
+) -> tuple[Float[Array, ""], Any]:
+    """The loss of a batch and its gradient by the trained weights, to be called inside jit.
+
+    Args:
+        graph, trained, frozen: as `methods.split` gives them.
+        accumulate: parts that the rows are computed in, one after the other: the same loss and
+            gradient, in the memory of one part. It divides the rows.
+        dtype, remat: as in next_token_loss.
+        key: of the adapters' dropout; None drops nothing.
+
+    Raises:
+        ValueError: `accumulate` doesn't divide the rows, or `remat` is no name of REMAT.
+    """
+    rows = batch.tokens.shape[0]
+    if rows % accumulate:
+        raise ValueError(
+            f"accumulate is {accumulate}, which doesn't divide the batch of {rows} rows: choose "
+            f"{', '.join(str(n) for n in range(1, rows + 1) if rows % n == 0)}"
+        )
+    count = jnp.maximum(batch.weights.sum(), 1)
+
+    def loss(trained: Any, batch: Batch, key: jax.Array | None) -> Array:
+        network = nnx.merge(graph, trained, frozen)
+        lora.begin_dropout(network, key)
+        mean = next_token_loss(
+            network, batch.tokens, weights=batch.weights, positions=batch.positions,
+            segments=batch.segments, dtype=dtype, remat=remat,
+        )  # fmt: skip
+        return mean * jnp.maximum(batch.weights.sum(), 1) / count
+
+    if accumulate == 1:
+        return jax.value_and_grad(loss)(trained, batch, key)
+
+    def cut(values: Array) -> Array:  # each part has rows of every device along `data`
+        return values.reshape(-1, accumulate, *values.shape[1:]).swapaxes(0, 1)
+
+    def part(total: Any, each: tuple[Array, Batch]) -> tuple[Any, None]:
+        number, rows = each
+        own = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, rows, own)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    parts = (jnp.arange(accumulate), jax.tree.map(cut, batch))
+    return jax.lax.scan(part, zero, parts)[0]
+
+
+def check_remat(remat: str | None) -> None:
+    """Nothing, if `remat` is None or a name of REMAT; else a ValueError."""
+    if remat is not None and remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}: None or one of {', '.join(map(repr, REMAT))}")
 
 
 def cross_entropy(

@@ -34,7 +34,9 @@ class Setting:
         context: tokens of a sequence.
         data, model: devices along the two axes of the mesh.
         rank: of the LoRA adapters on q and v.
-        remat: whether training recomputes whole blocks instead of keeping their inside.
+        remat: whether training recomputes whole blocks instead of keeping their inside, or a name
+            of finetuning/loss.py's policies.
+        activations: dtype of what training computes; by default bfloat16.
     """
 
     config: ModelConfig
@@ -45,11 +47,14 @@ class Setting:
     data: int
     model: int
     rank: int
-    remat: bool
+    remat: bool | str | None
+    activations: str | None = None
 
     @property
     def activation_dtype(self) -> str:
         """Of the residual stream: training computes in bfloat16, generation in the weights' own."""
+        if self.activations is not None:
+            return self.activations
         if self.job != "generate" or self.weights == "int8":
             return "bfloat16"
         return self.weights
@@ -70,8 +75,8 @@ def needed(setting: Setting) -> dict[str, int]:
     kinds["weights"] = frozen + trained
     kinds["optimiser"] = 2 * trained  # AdamW's two moments, in the dtype of what is trained
     kinds["gradients"] = trained
-    kinds["activations"] = _kept(setting)
-    kinds["workspace"] = _training_workspace(setting)
+    kinds["activations"] = kept(setting)
+    kinds["workspace"] = training_workspace(setting)
     return kinds
 
 
@@ -117,26 +122,36 @@ def _prefill_workspace(setting: Setting) -> int:
     return block + kept
 
 
-def _kept(setting: Setting) -> int:
-    """What the forward pass leaves for the backward pass, bfloat16."""
+def kept(setting: Setting, layers: int | None = None) -> int:
+    """Bytes that the forward pass leaves for the backward pass.
+
+    Args:
+        layers: blocks that the backward pass goes through, from the last one; by default all.
+    """
     scores, wide, narrow = _block_arrays(setting)
-    residual = 2 * narrow
-    if setting.remat:
-        return setting.config.num_layers * residual
-    # As well: norm, q, k, v, z in shares; scores in float32 and the pattern; both sides of GELU.
-    shares = 2 * (narrow + 4 * narrow // setting.model)
-    inside = shares + scores * (4 + 2) + 2 * 2 * wide
-    return setting.config.num_layers * (residual + inside)
+    size = WEIGHTS[setting.activation_dtype]
+    layers = setting.config.num_layers if layers is None else layers
+    residual = size * narrow
+    if setting.remat == "products kept":  # q, k, v, out and both sides of the MLP
+        inside = size * (3 * narrow // setting.model + wide + 2 * narrow)
+    elif setting.remat:
+        inside = 0
+    else:
+        # Norm, q, k, v, z in shares; scores in float32 and the pattern; both sides of GELU.
+        shares = size * (narrow + 4 * narrow // setting.model)
+        inside = shares + scores * (4 + size) + 2 * size * wide
+    return layers * (residual + inside)
 
 
-def _training_workspace(setting: Setting) -> int:
+def training_workspace(setting: Setting) -> int:
     """The backward pass of one block or of a piece of the loss, whichever is more."""
     config = setting.config
     scores, wide, narrow = _block_arrays(setting)
+    size = WEIGHTS[setting.activation_dtype]
     rows = setting.batch // setting.data
-    # The softmax's output and its gradient in float32, one of them in bfloat16 too; both sides of
-    # GELU; residual, norm and what attention read.
-    block = scores * (2 * 4 + 2) + 2 * 2 * wide + 3 * 2 * narrow
+    # The softmax's output and its gradient in float32, one of them in the activations' dtype too;
+    # both sides of GELU; residual, norm and what attention read.
+    block = scores * (2 * 4 + size) + 2 * size * wide + 3 * size * narrow
     piece = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
     return max(block, 3 * 4 * piece)
 

@@ -25,7 +25,7 @@ _ENTRIES = PartitionSpec(MODEL)
 _WHOLE = PartitionSpec()
 _TABLE = (
     (r"embed", _ROWS),
-    (r"position_embed|positions", _WHOLE),
+    (r"position_embed|positions|soft_prompt", _WHOLE),
     (r"blocks\.\d+\.(ln|ln2)\.(scale|bias)", _WHOLE),
     (r"blocks\.\d+\.attn\.(q|k|v)\.weight", _ROWS),
     (r"blocks\.\d+\.attn\.(q|k|v)\.(bias|scale)", _ENTRIES),

@@ -146,6 +146,10 @@ class Block(nnx.Module):
         return self.mlp.fc_out.add_bias(self.attn.out.add_bias(both)), cache
 
 
+class SoftPromptTable(nnx.Param):
+    """The vectors of virtual tokens, [length, d_model] in float32."""
+
+
 class Transformer(nnx.Module):
     """GPT-J (Wang and Komatsuzaki 2021) and its relatives, as the config says."""
 
@@ -160,6 +164,7 @@ class Transformer(nnx.Module):
         d, bias = config.d_model, config.head_bias
         tied = config.tied_embeddings  # then the embedding is the head
         self.head = None if tied else Linear(d, config.vocab_size, bias=bias, std=std, key=head)
+        self.soft_prompt: SoftPromptTable | None = nnx.data(None)  # of finetuning/soft_prompts.py
 
     def __call__(
         self,
