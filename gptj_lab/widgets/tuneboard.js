@@ -143,6 +143,7 @@ function render({ model, el }) {
     const cells = TABS.map(([name, text]) => {
       const tab = make.button(text, "", () => {}, "gt-tab");
       tab.setAttribute("role", "tab");
+      tab.setAttribute("aria-selected", "false");
       tab.dataset.tab = name;
       return tab;
     });

@@ -38,6 +38,6 @@ export function ticks(low, high, most) {
   const power = 10 ** floor(log10(rough));
   const step = power * [1, 2, 5, 10].find((each) => each * power >= rough - 1e-12);
   const found = [];
-  for (let at = ceil(low / step - 1e-9); at * step <= high + 1e-9 * step; at++) found.push(at * step);
+  for (let at = ceil(low / step - 1e-9); at * step <= high + 1e-9 * step; at++) found.push(at * step + 0);
   return found;
 }
