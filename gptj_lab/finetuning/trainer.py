@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Int
 
-from gptj_lab.finetuning import lora, methods
+from gptj_lab.finetuning import methods
+from gptj_lab.finetuning.loss import gradients as loss_and_gradients
 from gptj_lab.finetuning.loss import next_token_loss
 from gptj_lab.finetuning.methods import Method
 from gptj_lab.finetuning.optimisers import Optimiser
@@ -22,7 +23,6 @@ from gptj_lab.finetuning.packing import Batch
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import sharding
 from gptj_lab.mesh.optimizer import optimizer_shardings
-from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA
 
 _SOUND = -1  # in Live.broken: no step has failed
@@ -49,21 +49,19 @@ class Measures(NamedTuple):
     Attributes:
         loss: before the step, in nats a token.
         gradient_norm: before it is clipped.
-        update_norm: of what the step adds to the weights.
         broken: as in Live, after the step.
     """
 
     loss: float
     gradient_norm: float
-    update_norm: float
     broken: int
 
 
 class Trainer:
     """A model, what of it is trained, and the compiled programs that train and measure it.
 
-    A step that isn't a finite number changes nothing, nor does any after it: the weights stay
-    those of the last good step. One thread trains; others may ask for `snapshot` meanwhile.
+    A step whose loss or gradient isn't finite changes nothing, nor does any after it, until other
+    weights are restored. One thread trains; others may ask for `snapshot` meanwhile.
     """
 
     def __init__(
@@ -98,8 +96,8 @@ class Trainer:
         moments = self._rule.init(trained)
         if base.mesh is not None:
             moments = jax.device_put(moments, optimizer_shardings(moments, trained))
-        self._names = [jax.tree_util.keystr(path) for path, _ in _leaves(trained)]
-        self._storage = _storage_types(base, trained)
+        paths = jax.tree_util.tree_leaves_with_path(trained)
+        self._names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
         leaves, self._trained_tree = jax.tree.flatten(trained)
         self._frozen, self._frozen_tree = jax.tree.flatten(frozen)
         moment_leaves, self._moments_tree = jax.tree.flatten(moments)
@@ -111,7 +109,6 @@ class Trainer:
         self._lock = threading.RLock()  # the arrays of _live are given away at each step
         self._step: Any = None
         self._measure = jax.jit(self._sums)
-        self._copy = jax.jit(self._copied)
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the model's devices; rows of weight 0 fill it up until `data` divides it."""
@@ -144,27 +141,24 @@ class Trainer:
     @staticmethod
     def measures(told: Array) -> Measures:
         """What a step told; waits until the step is done."""
-        loss, gradient_norm, update_norm, broken = np.asarray(told).tolist()
-        return Measures(loss, gradient_norm, update_norm, int(broken))
+        loss, gradient_norm, broken = np.asarray(told).tolist()
+        return Measures(loss, gradient_norm, int(broken))
 
     def loss(self, batches: Iterable[Batch]) -> float | None:
         """Mean loss of the batches in nats a token, dropout off; None where nothing counts."""
-        sums = [self._measure(self._live.trained, self._frozen, self.put(b)) for b in batches]
-        nats = sum(float(nats) for nats, _ in sums)
-        tokens = sum(float(tokens) for _, tokens in sums)
+        nats, tokens = 0.0, 0.0
+        before: tuple[Any, Any] = (0.0, 0.0)
+        for batch in batches:  # one is read while the next is computed
+            sums = self._measure(self._live.trained, self._frozen, self.put(batch))
+            nats, tokens = nats + float(before[0]), tokens + float(before[1])
+            before = sums
+        nats, tokens = nats + float(before[0]), tokens + float(before[1])
         return nats / tokens if tokens else None
 
     def snapshot(self) -> LanguageModel:
         """The model as it is now, on arrays of its own; from any thread, while steps go on."""
         with self._lock:
-            trained = self._copy(self._live.trained)
-        copy = self._model.twin()
-        copy.network = nnx.merge(
-            self._graph,
-            jax.tree.unflatten(self._trained_tree, trained),
-            jax.tree.unflatten(self._frozen_tree, self._frozen),
-        )
-        return copy
+            return self._as_model(self._live.trained)
 
     def arrays(self) -> dict[str, Any]:
         """What has to be saved to go on bit for bit, by name; valid until the next step."""
@@ -179,60 +173,49 @@ class Trainer:
                 [arrays["trained"][name] for name in self._names],
                 [arrays["moments"][f"{i:05d}"] for i in range(len(self._live.moments))],
                 arrays["step"],
-                self._live.broken,
+                jnp.full_like(self._live.broken, _SOUND),
             )
 
-    def _network(self, trained: Any, frozen: list[Any]) -> Transformer:
-        return nnx.merge(self._graph, trained, jax.tree.unflatten(self._frozen_tree, frozen))
+    def kept(self) -> list[Array]:
+        """A copy of the trained weights, for `take`."""
+        return [jnp.array(leaf, copy=True) for leaf in self._live.trained]
 
-    def _loss(self, network: Transformer, batch: Batch) -> Array:
-        return next_token_loss(
-            network, batch.tokens, weights=batch.weights, positions=batch.positions,
-            segments=batch.segments, dtype=self._dtype, remat=self._remat,
-        )  # fmt: skip
+    def take(self, trained: list[Array] | None) -> None:
+        """Puts trained weights that `kept` gave in place of those there are; None: the first."""
+        if trained is None:
+            fresh = methods.prepared(self.base, self.method, self.seed).network
+            trained = jax.tree.leaves(methods.split(fresh, self.method)[1])
+        with self._lock:
+            self._live = self._live._replace(trained=trained)
+
+    def _as_model(self, trained: list[Array]) -> LanguageModel:
+        tree = jax.tree.unflatten(self._trained_tree, trained)
+        return methods.trained_model(self.base, self._model, self.method, tree)
 
     def _sums(self, trained: list[Array], frozen: list[Any], batch: Batch) -> tuple[Array, Array]:
         """Nats of a batch and the tokens that they are of."""
-        network = self._network(jax.tree.unflatten(self._trained_tree, trained), frozen)
+        network = nnx.merge(
+            self._graph,
+            jax.tree.unflatten(self._trained_tree, trained),
+            jax.tree.unflatten(self._frozen_tree, frozen),
+        )
+        mean = next_token_loss(
+            network, batch.tokens, weights=batch.weights, positions=batch.positions,
+            segments=batch.segments, dtype=self._dtype,
+        )  # fmt: skip
         tokens = jnp.asarray(batch.weights).sum()
-        return self._loss(network, batch) * jnp.maximum(tokens, 1), tokens
-
-    def _gradients(
-        self, trained: Any, frozen: list[Any], batch: Batch, key: jax.Array
-    ) -> tuple[Float[Array, ""], Any]:
-        """Loss and gradients of a batch; with `accumulate`, of its parts one after the other."""
-
-        def loss(trained: Any, part: Batch, share: Array, number: Array) -> Array:
-            network = self._network(trained, frozen)
-            _give_keys(network, jax.random.fold_in(key, number))
-            return self._loss(network, part) * share
-
-        parts = self.optimiser.accumulate
-        if parts == 1:
-            return jax.value_and_grad(loss)(trained, batch, jnp.float32(1), jnp.int32(0))
-
-        def cut(rows: Array) -> Array:
-            cut = rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
-            return sharding.constrain(cut, self.base.mesh, None, DATA)
-
-        def one(total: Any, each: tuple[Batch, Array]) -> tuple[Any, None]:
-            part, number = each
-            share = jnp.maximum(part.weights.sum(), 1) / counted
-            found = jax.value_and_grad(loss)(trained, part, share, number)
-            return jax.tree.map(jnp.add, total, found), None
-
-        counted = jnp.maximum(batch.weights.sum(), 1)
-        nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-        return jax.lax.scan(one, nothing, (jax.tree.map(cut, batch), jnp.arange(parts)))[0]
+        return mean * jnp.maximum(tokens, 1), tokens
 
     def _stepped(self, live: Live, frozen: list[Any], batch: Batch) -> tuple[Live, Array]:
         trained = jax.tree.unflatten(self._trained_tree, live.trained)
         moments = jax.tree.unflatten(self._moments_tree, live.moments)
         key = jax.random.fold_in(jax.random.key(self.seed), live.step)
-        loss, gradients = self._gradients(trained, frozen, batch, key)
+        loss, gradients = loss_and_gradients(
+            self._graph, trained, jax.tree.unflatten(self._frozen_tree, frozen), batch,
+            accumulate=self.optimiser.accumulate, dtype=self._dtype, remat=self._remat, key=key,
+        )  # fmt: skip
+        told = jnp.stack([loss, optax.global_norm(gradients)])
         updates, moments = self._rule.update(gradients, moments, trained)
-        sizes = optax.global_norm(gradients), optax.global_norm(updates)
-        told = jnp.stack([loss, *sizes])
         failed = jnp.where(jnp.isfinite(told).all(), _SOUND, live.step + 1)
         broken = jnp.where(live.broken == _SOUND, failed, live.broken)
         new = Live(
@@ -241,27 +224,3 @@ class Trainer:
         )  # fmt: skip
         kept = jax.tree.map(lambda new, old: jnp.where(broken == _SOUND, new, old), new, live)
         return kept._replace(broken=broken), jnp.append(told, broken.astype(jnp.float32))
-
-    def _copied(self, trained: list[Array]) -> list[Array]:
-        pairs = zip(trained, self._storage, strict=True)
-        return [jnp.array(leaf, dtype, copy=True) for leaf, dtype in pairs]
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _storage_types(base: LanguageModel, trained: Any) -> list[Any]:
-    """For each trained leaf, the dtype in which a model to be used has it: the base's own."""
-    there = {path: leaf.dtype for path, leaf in _leaves(nnx.state(base.network))}
-    return [there.get(path, leaf.dtype) for path, leaf in _leaves(trained)]
-
-
-def _give_keys(network: Transformer, key: jax.Array) -> None:
-    """A dropout key of its own for each adapter."""
-    number = 0
-    for _, linear in lora.matrices(network):
-        for name in sorted(linear.adapters):
-            number += 1
-            if linear.adapters[name].dropout:
-                linear.adapters[name].key.set_value(jax.random.fold_in(key, number))
