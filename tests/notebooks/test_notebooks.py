@@ -13,10 +13,11 @@ import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from shorter_runs import PARAMETERS, shortened
 
 import gptj_lab
+from gptj_lab.finetuning import export
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -224,11 +225,50 @@ def test_the_6b_notebook_stops_where_the_plan_says_no(colab):
 def with_pocket(notebook, **parameters):
     """The notebook with the pocket model, and other parameters, in its forms."""
     for name, value in ({"MODEL": "pocket"} | parameters).items():
-        pattern = rf"^{name} = \"[^\"]*\"(?=  #@param)"
+        pattern = rf"^{name} = (\"[^\"]*\"|\d+)(?=  #@param)"
         cells = [cell for cell in notebook.cells if re.search(pattern, cell.source, re.M)]
         assert len(cells) == 1, f"{name} stands in {len(cells)} forms"
         cells[0].source = re.sub(pattern, f"{name} = {value!r}", cells[0].source, flags=re.M)
     return notebook
+
+
+def test_the_finetuning_notebook_goes_on_where_its_kernel_was_killed(colab, tmp_path, monkeypatch):
+    text = tmp_path / "of my own.txt"
+    text.write_text("".join(f"And the cat saw {i} mice, and the dog saw none.\n" for i in range(300)))
+    monkeypatch.setenv("CHOSEN_FILE", str(text))
+    folder = tmp_path / "drive" / "my_run"
+    forms = {"DATA": "upload", "FOLDER": str(folder), "STEPS": 12, "BATCH": 2, "CONTEXT": 32}
+
+    def notebook():
+        made = nbformat.read(ROOT / "colab" / "finetune_gptj_6b.ipynb", as_version=4)
+        return with_pocket(made, **forms)
+
+    killed = notebook()
+    (at,) = (i for i, cell in enumerate(killed.cells) if "board.start()" in cell.source)
+    kill = (
+        "import os, signal, time\n"
+        "while board.run.step < 4 or not list(Path(FOLDER, 'states').glob('[0-9]*')):\n"
+        "    time.sleep(0.01)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed.cells[at + 1 :] = [nbformat.v4.new_code_cell(kill)]
+    with pytest.raises(DeadKernelError):
+        colab(killed)
+    (tmp_path / "gptj-lab").unlink()  # a new session has a new disk; the Drive stays
+    (tmp_path / "pip.jsonl").unlink()
+    shown = under_the_rules(again := notebook(), colab)
+    for words in (
+        "pocket in int8, lora", "It fits", "windows of 32 to train on", "resumed from step",
+        "step 12 of 12: held-out loss", "finished, step 12 of 12", "after:", "adapter.zip",
+    ):  # fmt: skip
+        assert words in shown, words
+    steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").open()]
+    assert steps == list(range(1, 13))
+    assert all(cell.execution_count for cell in again.cells if cell.cell_type == "code")
+    base = gptj_lab.load("pocket", weights="int8")
+    tuned = export.load_adapter(base, folder / "adapter")
+    ids = [base.tokenizer.encode("And the cat saw")]
+    assert float(abs(tuned.logits(ids) - base.logits(ids)).max()) > 0.01
 
 
 def test_installs_beside_packages_outside_our_range_without_touching_jax(colab):

@@ -14,6 +14,7 @@ class RuleBroken(RuntimeError):
 
 
 _shown: set[str] = set()
+_plain: set[str] = set()  # views of Jupyter's own widgets, such as a bar: Colab has them
 
 
 def keep_the_rules(kernel) -> None:
@@ -42,9 +43,13 @@ def check(kind: str, content: dict, buffers) -> None:
     size = len(repr(content)) + sum(memoryview(buffer).nbytes for buffer in buffers or ())
     if size >= 1_000_000:
         raise RuleBroken(f"{kind} of {size} bytes: Colab drops the connection")
+    if kind == "comm_open":
+        state = content.get("data", {}).get("state", {})
+        if state.get("_model_module") != "anywidget":
+            _plain.add(content["comm_id"])
     view = content.get("data", {}).get("application/vnd.jupyter.widget-view+json")
     if isinstance(view, dict):
-        if not output.enabled:
+        if not output.enabled and view["model_id"] not in _plain:
             raise RuleBroken("a custom widget is shown before enable_custom_widget_manager()")
         if view["model_id"] in _shown:
             raise RuleBroken("a view is shown in two outputs, which are two frames on Colab")
