@@ -234,7 +234,8 @@ def with_pocket(notebook, **parameters):
 
 def test_the_finetuning_notebook_goes_on_where_its_kernel_was_killed(colab, tmp_path, monkeypatch):
     text = tmp_path / "of my own.txt"
-    text.write_text("".join(f"And the cat saw {i} mice, and the dog saw none.\n" for i in range(300)))
+    lines = [f"And the cat saw {i} mice, and the dog saw none.\n" for i in range(300)]
+    text.write_text("".join(lines))
     monkeypatch.setenv("CHOSEN_FILE", str(text))
     folder = tmp_path / "drive" / "my_run"
     forms = {"DATA": "upload", "FOLDER": str(folder), "STEPS": 12, "BATCH": 2, "CONTEXT": 32}
