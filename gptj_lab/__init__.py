@@ -8,6 +8,9 @@ from gptj_lab import widgets
 if TYPE_CHECKING:
     from gptj_lab import presets
     from gptj_lab.config import ModelConfig
+    from gptj_lab.finetuning.methods import Full, LastBlocks, LoRA, SoftPrompt
+    from gptj_lab.finetuning.optimisers import Optimiser
+    from gptj_lab.finetuning.run import Run, finetune
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.language_model import LanguageModel, load
     from gptj_lab.mesh.planner import Plan, plan
@@ -15,9 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "Full",
     "LanguageModel",
+    "LastBlocks",
+    "LoRA",
     "ModelConfig",
+    "Optimiser",
     "Plan",
+    "Run",
+    "SoftPrompt",
+    "finetune",
     "load",
     "mesh",
     "plan",
@@ -29,9 +39,16 @@ __version__ = "0.1.0"
 # Imported when first used: the command line answers at once, and nothing touches a device.
 _HOME = {
     "Completion": "gptj_lab.generation.decoding",
+    "Full": "gptj_lab.finetuning.methods",
     "LanguageModel": "gptj_lab.language_model",
+    "LastBlocks": "gptj_lab.finetuning.methods",
+    "LoRA": "gptj_lab.finetuning.methods",
     "ModelConfig": "gptj_lab.config",
+    "Optimiser": "gptj_lab.finetuning.optimisers",
     "Plan": "gptj_lab.mesh.planner",
+    "Run": "gptj_lab.finetuning.run",
+    "SoftPrompt": "gptj_lab.finetuning.methods",
+    "finetune": "gptj_lab.finetuning.run",
     "load": "gptj_lab.language_model",
     "presets": "gptj_lab.presets",
     "plan": "gptj_lab.mesh.planner",

@@ -40,7 +40,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # huggingface_hub has had three HTTP libraries, each with its own
         if cached := _cached(name, revision):
             return cached
-        if not _no_connection(error):
+        if not no_connection(error):
             raise
     raise FileNotFoundError(
         f"{name} could not be loaded: {problem}. Check the name and the network, "
@@ -69,7 +69,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return None
 
 
-def _no_connection(error: Exception) -> bool:
+def no_connection(error: Exception) -> bool:
     """Whether a request failed before there was an answer."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 

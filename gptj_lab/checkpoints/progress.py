@@ -13,13 +13,18 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
 
     The bar is shown in terminals and notebooks only, and not for small models.
     """
-    if total < _SMALL or not (_in_notebook() or sys.stderr.isatty()):
+    if total < _SMALL or not watched():
         yield lambda done: None
         return
     from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         yield bar.update
+
+
+def watched() -> bool:
+    """Whether somebody may look at a bar: in a terminal or a notebook."""
+    return _in_notebook() or sys.stderr.isatty()
 
 
 def _in_notebook() -> bool:

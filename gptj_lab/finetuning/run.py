@@ -1,0 +1,404 @@
+"""A run: fine-tuning that can be watched, paused, stopped, left, and gone on with."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptj_lab.checkpoints.training_state import TrainingStates
+from gptj_lab.finetuning import corpus as corpora
+from gptj_lab.finetuning import export, methods, settings, soft_prompts
+from gptj_lab.finetuning.control import Control, Status
+from gptj_lab.finetuning.corpus import Corpus
+from gptj_lab.finetuning.loop import Loop, like
+from gptj_lab.finetuning.lora import LoRA
+from gptj_lab.finetuning.methods import Method, SoftPrompt
+from gptj_lab.finetuning.optimisers import Optimiser
+from gptj_lab.finetuning.packing import Packing
+from gptj_lab.finetuning.recording import Recording
+from gptj_lab.finetuning.settings import Settings
+from gptj_lab.finetuning.telling import Aloud, Quiet
+from gptj_lab.finetuning.trainer import Trainer
+from gptj_lab.language_model import LanguageModel
+
+_CONTEXT = 512  # predictions a window at most, where none are given
+
+
+class Run:
+    """A fine-tuning run; make it with `gptj_lab.finetune`.
+
+    Its numbers can be read at any time from any thread. `pause`, `resume`, `stop` and `checkpoint`
+    return at once and are obeyed within one step; calling one twice is as calling it once.
+
+    Attributes:
+        base: the model before.
+        corpus: what it trains on and is measured on.
+        settings: a dict for JSON, as run.json has it.
+    """
+
+    def __init__(
+        self, model: LanguageModel, corpus: Corpus, chosen: Settings, held_out: float | None = None
+    ):
+        """Prepares everything; where `chosen.out` holds a state, goes back to it.
+
+        Raises:
+            BlockingIOError: another process has the folder.
+            ValueError: the settings don't suit the model, the text, or the run in the folder.
+        """
+        chosen.check(model)
+        self.base, self.corpus = model, corpus
+        self.settings: dict[str, Any] = chosen.record(model, corpus, held_out)
+        self._chosen, self._control = chosen, Control()
+        self._thread: threading.Thread | None = None
+        self._crash: BaseException | None = None
+        self._states = self._open()
+        try:
+            recording = Recording(chosen.out)
+            if recording.settings is not None and chosen.out is not None:
+                settings.agree(recording.settings, self.settings, chosen.out)
+            trainer = Trainer(
+                model, chosen.method, chosen.optimiser, steps=chosen.steps, seed=chosen.seed,
+                dtype=chosen.dtype, remat=chosen.remat,
+            )  # fmt: skip
+            self._loop = Loop(trainer, corpus, chosen, recording, self._control)
+            self._resume(recording)
+        except BaseException:
+            self._close()
+            raise
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({self.settings['method']['kind']} of {self.base.name!r}, {self.status}, step "
+            f"{self.step:,} of {self.steps:,})"
+        )
+
+    @property
+    def status(self) -> Status:
+        """What it does: ready, compiling, running, paused, stopped, finished or failed."""
+        return self._control.status
+
+    @property
+    def step(self) -> int:
+        """Steps that are done and recorded."""
+        return self._loop.step
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self._loop.steps
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A dict a step: step, loss, rate, gradient_norm, tokens_per_second, seconds, memory_bytes.
+
+        The loss is in nats a token, before the step; seconds are those of the run so far.
+        """
+        return self._loop.history
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Dicts of step, held_out_loss, loss (training's mean since the last), samples, best."""
+        return self._loop.evaluations
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what happened."""
+        return self._loop.notes
+
+    @property
+    def base_loss(self) -> float | None:
+        """The base's held-out loss in nats a token: where the loss should start."""
+        return self._loop.base_loss
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step; None before the first."""
+        return self._loop.seconds_left
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the last steps, padding not counted; None before the first."""
+        return self._loop.pace.tokens_per_second
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed."""
+        return self._loop.error
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model as it is now, on arrays of its own: safe to use while the run goes on."""
+        return self._loop.trainer.snapshot()
+
+    def start(self) -> None:
+        """Begins or goes on in a thread of its own; nothing where it is finished or has failed."""
+        if self.status in ("finished", "failed") or not self._control.begin():
+            return
+        if self._thread is not None:
+            self._thread.join()  # it has ended, or is about to
+        self._thread = threading.Thread(
+            target=self._work, args=(Quiet(),), name="finetune", daemon=True
+        )
+        atexit.register(_end, weakref.ref(self))
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Waits after the step that is under way, until `resume` or `stop`."""
+        self._control.wish("pause")
+
+    def resume(self) -> None:
+        """Goes on after `pause`, or after `stop`."""
+        if self.status == "stopped":
+            self.start()
+        self._control.wish("go")
+
+    def stop(self) -> None:
+        """Ends after the step that is under way; its state is saved where there is a folder."""
+        self._control.wish("stop")
+
+    def checkpoint(self) -> None:
+        """Saves the state after the step that is under way; of a run that has ended, now.
+
+        Raises:
+            ValueError: the run has no folder.
+            OSError: the run has ended and its state can't be saved.
+        """
+        if self._chosen.out is None:
+            raise ValueError("the run has no folder to save its state in: give finetune out=...")
+        if not self._control.wish_to_save():
+            self._states = self._states or self._open()
+            try:
+                self._loop.save_to(self._states)
+            finally:
+                self._close()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the run has ended, or `timeout` seconds; whether it has ended.
+
+        Raises:
+            Exception: what went wrong in the run, if it is no failure that `error` tells.
+        """
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        if self._crash is not None:
+            crash, self._crash = self._crash, None
+            raise crash
+        return self.status in ("stopped", "finished", "failed")
+
+    def save(self, directory: Path | str) -> None:
+        """Writes what was trained: an adapter in PEFT's format, or a Hugging Face directory.
+
+        Raises:
+            OSError: it can't be written; files that were there stay whole.
+        """
+        method = self._chosen.method
+        if isinstance(method, LoRA):
+            export.save_adapter(self.model, directory, method.name)
+        elif isinstance(method, SoftPrompt):
+            soft_prompts.save(self.model, directory)
+        else:
+            self.model.save(directory)
+
+    def train(self, say: Callable[[str], object] = print) -> None:
+        """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
+        if self.status in ("finished", "failed") or not self._control.begin():
+            return
+        for sentence in self._beginning():
+            say(sentence)
+        with _interrupts(self.stop):
+            self._work(Aloud(say))
+        if self.status == "stopped":
+            kept = f"saved in {self._chosen.out}: the same call goes on from there"
+            where = kept if self._chosen.out else "in run.model; run.train() goes on"
+            say(f"stopped after step {self.step:,} of {self.steps:,}; the state is {where}")
+        self.wait()
+
+    def _beginning(self) -> Iterator[str]:
+        """What is known before the first step."""
+        chosen, model = self._chosen, self.base
+        yield from self.corpus.doctor(steps=chosen.steps, batch=chosen.batch).sentences
+        yield str(
+            methods.estimate(
+                model, chosen.method, batch=chosen.batch, context=self.corpus.train.context,
+                optimiser=chosen.optimiser, remat=chosen.remat, dtype=chosen.dtype,
+            )
+        )  # fmt: skip
+        sentence = self._loop.measuring.sentence()
+        yield from () if sentence is None else (sentence,)
+        yield from self.notes
+
+    def _open(self) -> TrainingStates | None:
+        out = self._chosen.out
+        return None if out is None else TrainingStates(out / "states", keep=self._chosen.keep)
+
+    def _close(self) -> None:
+        states, self._states = self._states, None
+        if states is not None:
+            states.close()
+
+    def _resume(self, recording: Recording) -> None:
+        state = None if self._states is None else self._states.restore(like(self._loop.trainer))
+        if state is not None:
+            self._loop.go_on_from(state)
+            before = (recording.settings or {}).get("steps", self.steps)
+            self.notes.append(f"resumed from step {state.step:,} in {self._chosen.out}")
+            if before != self.steps:
+                self.notes.append(
+                    f"the run was to have {before:,} steps and has {self.steps:,} now: the "
+                    "learning rate follows the new number"
+                )
+        recording.begin(self.settings, 0 if state is None else state.step)
+
+    def _work(self, teller: Quiet) -> None:
+        """Trains until the end, in whatever thread."""
+        status: Status = "failed"
+        try:
+            self._states = self._states or self._open()
+            status = self._loop.run(teller, self._states)
+        except BaseException as error:
+            self._loop.error = f"{type(error).__name__}: {error}"
+            self._crash = error
+        finally:
+            teller.close()
+            self._loop.recording.close()
+            try:
+                self._close()
+            except OSError as error:
+                status, self._loop.error = "failed", str(error)
+                self.notes.append(str(error))
+            self._control.end(status)
+
+
+def _end(reference: weakref.ref[Run]) -> None:
+    """Stops a run at the interpreter's end, so that its state is saved."""
+    run = reference()
+    if run is not None and run.status in ("compiling", "running", "paused"):
+        run.stop()
+        run.wait(60)
+
+
+@contextlib.contextmanager
+def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside it the first SIGINT or SIGTERM calls `stop`; a second does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(number, previous[number])  # type: ignore[arg-type]
+        stop()
+
+    for number in previous:
+        signal.signal(number, once)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def finetune(
+    model: LanguageModel,
+    data: Any,
+    *,
+    method: Method = LoRA(),  # noqa: B008  (frozen)
+    steps: int = 200,
+    out: Path | str | None = None,
+    optimiser: Optimiser = Optimiser(),  # noqa: B008
+    batch: int = 8,
+    context: int | None = None,
+    held_out: Any = 0.05,
+    packing: Packing = "documents",
+    evaluate_every: int | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    prompts: str | Sequence[str] = (),
+    sample_tokens: int = 40,
+    seed: int = 0,
+    dtype: str | None = None,
+    remat: str | None = None,
+    patience: int | None = None,
+    strict: bool = False,
+    wait: bool = True,
+    say: Callable[[str], object] = print,
+) -> Run:
+    """Fine-tunes a model on a text, and returns the Run; `model` itself stays as it is.
+
+    Where `out` holds a state of the same run, it goes on from there, bit for bit as if it had never
+    been interrupted. A run that fails (a loss that is no number any more, a full disk) is returned
+    too: its `error` says why, its `model` has the last good weights.
+
+    Args:
+        data: paths, texts, rows (whatever `finetuning.corpus.prepare` takes), or a Corpus.
+        method: what is trained: LoRA, Full, LastBlocks or SoftPrompt.
+        steps: of the whole run, those of earlier sittings included.
+        out: a folder for the state and the record of the run; None keeps neither.
+        optimiser: and learning rate; by default AdamW with a rate that suits the method.
+        batch: windows a step.
+        context: predictions a window; by default the model's context, at most 512.
+        held_out: the share of the text that is measured on only, or sources of such text.
+        packing: "documents" or "plain", see finetuning.packing.Windows.
+        evaluate_every, save_every: steps; by default a tenth of all, and as often as evaluated.
+        keep: how many of the newest states stay on the disk; the best stays beside them.
+        prompts: texts to be continued at each evaluation, always with the same random numbers.
+        sample_tokens: tokens of such a continuation.
+        seed: of new weights, of the order of the data and of dropout.
+        dtype: of the activations: "float32", "bfloat16" or "float16"; by default the model's.
+        remat: a name of finetuning.loss.REMAT, to spend time and save memory.
+        patience: stop when so many evaluations bring no lower held-out loss.
+        strict: refuse bad lines of the data instead of skipping and noting them.
+        wait: train in the calling thread, tell `say` a line an evaluation and show a bar; Ctrl-C
+            saves and stops. False trains in a thread and says nothing: read the Run.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range, or another than the run in `out` was
+            begun with; the message names it.
+        FileNotFoundError: a path of `data` leads nowhere.
+        BlockingIOError: another process trains in `out`.
+    """
+    share = float(held_out) if isinstance(held_out, int | float) else None
+    chosen = Settings.of(
+        method=method, optimiser=methods.tuned(optimiser, model, method), steps=steps, batch=batch,
+        seed=seed, dtype=dtype, remat=remat, evaluate_every=evaluate_every, save_every=save_every,
+        keep=keep, patience=patience, prompts=prompts, sample_tokens=sample_tokens, out=out,
+    )  # fmt: skip
+    if isinstance(data, Corpus):
+        corpus, share = _fitting(data, model, context), None
+    else:
+        corpus = corpora.prepare(
+            data, model.tokenizer, context=context or _context(model, method), held_out=held_out,
+            packing=packing, strict=strict,
+        )  # fmt: skip
+    run = Run(model, corpus, chosen, share)
+    if wait:
+        run.train(say)
+    else:
+        run.start()
+    return run
+
+
+def _context(model: LanguageModel, method: Method) -> int:
+    virtual = method.length if isinstance(method, SoftPrompt) else 0
+    return max(1, min(model.config.context - virtual, _CONTEXT))
+
+
+def _fitting(corpus: Corpus, model: LanguageModel, context: int | None) -> Corpus:
+    """The corpus, if it was made for such a model."""
+    if corpus.tokenizer.fingerprint() != model.tokenizer.fingerprint():
+        raise ValueError(
+            "the corpus was tokenised by another tokenizer than the model's: prepare it with "
+            "model.tokenizer"
+        )
+    if context is not None and context != corpus.train.context:
+        raise ValueError(
+            f"context is {context}, but the corpus has windows of {corpus.train.context}: leave it "
+            "out, or prepare the corpus with it"
+        )
+    return corpus

@@ -1,0 +1,159 @@
+"""What a run was told: checked when it is made, written to run.json, compared when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from gptj_lab.finetuning.corpus import Corpus
+from gptj_lab.finetuning.loss import check_remat
+from gptj_lab.finetuning.methods import Method
+from gptj_lab.finetuning.optimisers import Optimiser
+from gptj_lab.generation.decoding import Decoding
+from gptj_lab.language_model import LanguageModel
+from gptj_lab.mesh import distributed
+
+DTYPES = ("float32", "bfloat16", "float16")
+_EVALUATIONS = 10  # in a run that doesn't say how often
+# What may be another when a run goes on: the steps before are those that they would have been.
+_FREE = (
+    "out", "evaluate_every", "save_every", "keep", "prompts", "sample_tokens", "patience", "steps",
+    "base.name",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The choices of a run; `gptj_lab.finetune` says what they mean.
+
+    Raises:
+        TypeError, ValueError: one is out of range; the message names it.
+    """
+
+    method: Method
+    optimiser: Optimiser
+    steps: int
+    batch: int
+    seed: int
+    dtype: str | None
+    remat: str | None
+    evaluate_every: int
+    save_every: int
+    keep: int
+    patience: int | None
+    prompts: tuple[str, ...]
+    sample_tokens: int
+    out: Path | None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "evaluate_every", "save_every", "keep", "sample_tokens"):
+            _whole(name, getattr(self, name), 1)
+        _whole("seed", self.seed, 0)
+        if self.patience is not None:
+            _whole("patience", self.patience, 1)
+        if self.batch % self.optimiser.accumulate:
+            raise ValueError(
+                f"batch is {self.batch}, which accumulate {self.optimiser.accumulate} doesn't "
+                "divide: change one of them"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}: None or one of {', '.join(DTYPES)}")
+        check_remat(self.remat)
+
+    @classmethod
+    def of(cls, *, steps: int, prompts: Any, out: Path | str | None, **others: Any) -> Settings:
+        """The settings, with what was left open: how often to evaluate and to save."""
+        _whole("steps", steps, 1)
+        every = others.pop("evaluate_every")
+        every = max(1, round(steps / _EVALUATIONS)) if every is None else every
+        saving = others.pop("save_every")
+        return cls(
+            steps=steps,
+            prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
+            out=None if out is None else Path(out).expanduser(),
+            evaluate_every=every,
+            save_every=every if saving is None else saving,
+            **others,
+        )
+
+    def check(self, model: LanguageModel) -> None:
+        """Nothing, if the samples can be written.
+
+        Raises:
+            TypeError, ValueError: a prompt is empty, or too long for the context.
+        """
+        if self.prompts:
+            Decoding(model, self.prompts, max_new_tokens=self.sample_tokens)
+
+    def record(self, model: LanguageModel, corpus: Corpus, held_out: Any) -> dict[str, Any]:
+        """All of them as a dict for JSON, and what the run starts from."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {
+            "method": {"kind": type(self.method).__name__, **dataclasses.asdict(self.method)},
+            "optimiser": dataclasses.asdict(self.optimiser),
+            "out": None if self.out is None else str(self.out),
+            "context": corpus.train.context,
+            "packing": corpus.train.packing,
+            "held_out": held_out,
+            "corpus": corpus.name,
+            "base": {
+                "name": model.name, "weights": model.weights, "fingerprint": fingerprint(model),
+            },
+        }  # fmt: skip
+        return json.loads(json.dumps(fields))
+
+
+def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+    """Nothing, if a run of the settings `saved` can go on with those `wanted`.
+
+    Raises:
+        ValueError: they differ; the sentence names the first.
+    """
+    before, now = dict(_flat(saved)), dict(_flat(wanted))
+    for name in sorted(before.keys() | now.keys(), key=lambda name: name == "corpus"):
+        old, new = before.get(name), now.get(name)
+        if old == new or name in _FREE or (name == "held_out" and None in (old, new)):
+            continue
+        if name in ("corpus", "base.fingerprint"):
+            what = "the text" if name == "corpus" else "the model"
+            raise ValueError(
+                f"{what} is another than the run in {out} was begun with: give the same, or "
+                "another folder"
+            )
+        raise ValueError(
+            f"{name} is {new!r}, but the run in {out} was begun with {old!r}: give the same value, "
+            "or another folder"
+        )
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """A hash of the config and the beginning of every weight; the same on any mesh."""
+    found = hashlib.blake2b(repr(model.config).encode(), digest_size=12)
+    for path, leaf in nnx.to_flat_state(nnx.state(model.network, nnx.Param)):
+        found.update(".".join(map(str, path)).encode())
+        for array in jax.tree.leaves(leaf.get_value()):
+            found.update(np.ascontiguousarray(distributed.gather(array[:1])).tobytes())
+    return found.hexdigest()
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
+        raise ValueError(f"{name} is {shown}: a whole number of at least {least} is needed")
