@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from small_models import small_model
 
 from gptj_lab.finetuning.loss import next_token_loss
 from gptj_lab.model import narrow, sites
-from small_models import small_model
 
 ROUNDING = 2**-7  # of a result, of bfloat16 operands
 
