@@ -113,7 +113,8 @@ def main() -> None:
         ".".join(map(str, path)): digest(leaf.get_value())
         for path, leaf in nnx.to_flat_state(nnx.state(run.model.network, nnx.Param))
     }
-    print("done", json.dumps({"status": run.status, "step": run.step, "weights": weights}))
+    told = {"status": run.status, "step": run.step, "notes": run.notes, "weights": weights}
+    print("done", json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
