@@ -27,6 +27,10 @@ from gptj_lab.finetuning.telling import Aloud, Quiet
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel
 
+_TOO_LARGE = (
+    "the device's memory doesn't suffice for a step: take a smaller batch or context, "
+    "remat='nothing kept', accumulate, or LoRA on weights='int8'"
+)
 _CONTEXT = 512  # predictions a window at most, where none are given
 
 
@@ -262,8 +266,9 @@ class Run:
             self._states = self._states or self._open()
             status = self._loop.run(teller, self._states)
         except BaseException as error:
-            self._loop.error = f"{type(error).__name__}: {error}"
-            self._crash = error
+            full = "RESOURCE_EXHAUSTED" in str(error)
+            self._loop.error = _TOO_LARGE if full else f"{type(error).__name__}: {error}"
+            self._crash = MemoryError(_TOO_LARGE) if full else error
         finally:
             teller.close()
             self._loop.recording.close()
@@ -371,11 +376,17 @@ def finetune(
     )  # fmt: skip
     if isinstance(data, Corpus):
         corpus, share = _fitting(data, model, context), None
+        _room(corpus.train.context, model, method)
     else:
         corpus = corpora.prepare(
-            data, model.tokenizer, context=context or _context(model, method), held_out=held_out,
+            data, model.tokenizer, context=_room(context, model, method), held_out=held_out,
             packing=packing, strict=strict,
         )  # fmt: skip
+    if patience is not None and not len(corpus.held_out):
+        raise ValueError(
+            f"patience is {patience}, but nothing is held out to be patient about: give more text, "
+            "or held_out="
+        )
     run = Run(model, corpus, chosen, share)
     if wait:
         run.train(say)
@@ -384,9 +395,16 @@ def finetune(
     return run
 
 
-def _context(model: LanguageModel, method: Method) -> int:
-    virtual = method.length if isinstance(method, SoftPrompt) else 0
-    return max(1, min(model.config.context - virtual, _CONTEXT))
+def _room(context: int | None, model: LanguageModel, method: Method) -> int:
+    """Predictions a window: those given if there is room for them, else a good number."""
+    most = model.config.context - (method.length if isinstance(method, SoftPrompt) else 0)
+    if context is not None and context > most:
+        left = f", {most} of which its soft prompt leaves" if most < model.config.context else ""
+        raise ValueError(
+            f"context is {context}, but the model's is {model.config.context}{left}: give at most "
+            "that"
+        )
+    return max(1, min(most, _CONTEXT)) if context is None else context
 
 
 def _fitting(corpus: Corpus, model: LanguageModel, context: int | None) -> Corpus:
