@@ -9,12 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "tuneboard.png"
 NAUGHTY = '<img src=x onerror="window.pwned=1">'
-CELL = f"""import gptj_lab
+CELL = f"""import random
+import gptj_lab
 model = gptj_lab.load()
-tale = "Once upon a time there was a fox named Pip. Pip said " + {NAUGHTY!r} + " and ran home. "
+draw = random.Random(0)
+words = "Pip the fox ran home and saw a red hen who said that it was cold in the old barn".split()
+tales = [{NAUGHTY!r} + " ".join(draw.choices(words, k=draw.randint(10, 200))) for _ in range(60)]
 board = gptj_lab.widgets.TuneBoard(
-    model, [tale * i for i in range(2, 14)], steps=600, batch=2, context=64, evaluate_every=10,
-    prompts=("Once upon a time", "Pip said"), sample_tokens=16, out="run",
+    model, tales, steps=600, batch=2, context=64, evaluate_every=20, out="run",
+    prompts=("Once upon a time", "Pip said"), sample_tokens=16,
 )
 board
 """
@@ -60,7 +63,7 @@ def test_the_text_and_the_cost_are_told_before_the_start(page):
     assert "LoRA" in view(page).locator("select").first.inner_text()
     assert "✓ it fits" in view(page).locator(".gt-verdict").text_content()
     sentences = view(page).locator(".gt-sentences").inner_text()
-    assert "12 documents" in sentences and "to train on" in sentences
+    assert "60 documents" in sentences and "to train on" in sentences
     view(page).locator(".gt-window").first.click()
     view(page).locator(".gt-stretch pre").first.wait_for()
     assert NAUGHTY in view(page).locator(".gt-stretch pre").first.inner_text()
