@@ -89,13 +89,15 @@ class LanguageModel:
     ) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of the next token at every position.
 
-        On a mesh they stay cut over `data` and, by vocabulary, over `model`.
+        On a mesh they stay cut over `data` and, by vocabulary, over `model`. A soft prompt's
+        virtual tokens come before each row by themselves, unless the rows begin with them.
 
         Raises:
             ValueError: not a [batch, seq] array of whole numbers, ids outside the vocabulary, or
                 rows longer than the context.
         """
-        return self._run(self._checked(token_ids), ())[0]
+        ids = self._checked(token_ids)
+        return self._run(ids, ())[0][:, ids.shape[1] - np.shape(token_ids)[1] :]
 
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
         """Completions of one prompt or several, the samples of each prompt side by side.
@@ -158,6 +160,13 @@ class LanguageModel:
         batch += -batch % self.mesh.shape[DATA]
         return report.describe(self.network, self.mesh, batch, seq, self.dtype)
 
+    @property
+    def virtual_tokens(self) -> list[int]:
+        """The ids of the soft prompt that comes before every text: from vocab_size on; or none."""
+        table = self.network.soft_prompt
+        first = self.config.vocab_size
+        return [] if table is None else list(range(first, first + table.shape[0]))
+
     def twin(self) -> LanguageModel:
         """Another model on the same arrays: what is set in one doesn't change the other."""
         other = copy.copy(self)
@@ -168,7 +177,8 @@ class LanguageModel:
         """Writes a Hugging Face directory that `load` and transformers read.
 
         Raises:
-            ValueError: it has LoRA adapters, for which such a directory has no place.
+            ValueError: it has LoRA adapters or a soft prompt, for which such a directory has no
+                place.
             OSError: it can't be written; files that were there stay whole.
         """
         blocks = self.network.blocks
@@ -176,6 +186,11 @@ class LanguageModel:
             raise ValueError(
                 "the model has LoRA adapters: save finetuning.lora.merged(model), or the adapters "
                 "alone with finetuning.export.save_adapter"
+            )
+        if self.network.soft_prompt is not None:
+            raise ValueError(
+                "the model has a soft prompt, for which such a directory has no place: save it "
+                "with finetuning.soft_prompts.save, and soft_prompts.without(model) here"
             )
         graph, state = nnx.split(self.network)
         if self.mesh is not None and jax.process_count() > 1:  # the first process writes
@@ -206,15 +221,21 @@ class LanguageModel:
                 f"token_ids has shape {ids.shape} and dtype {ids.dtype}: "
                 "whole numbers as [batch, seq], at least one, are needed"
             )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        virtual = np.array(self.virtual_tokens, int)
+        if len(virtual) and not (ids[:, : len(virtual)] == virtual[: ids.shape[1]]).all():
+            ids = np.concatenate([np.tile(virtual, (len(ids), 1)), ids], axis=1)
+        plain = ids[:, len(virtual) :]
+        if plain.size and not 0 <= plain.min() <= plain.max() < self.config.vocab_size:
             raise ValueError(
-                f"token_ids reaches from {ids.min()} to {ids.max()}: "
+                f"token_ids reaches from {plain.min()} to {plain.max()}: "
                 f"ids from 0 to {self.config.vocab_size - 1} are in the vocabulary"
             )
         if ids.shape[1] > self.config.context:
+            more = f", {len(virtual)} of them the soft prompt's" if len(virtual) else ""
             raise ValueError(
-                f"token_ids has {ids.shape[1]} tokens a row, {ids.shape[1] - self.config.context} "
-                f"more than the context of {self.config.context}: keep the end of the text"
+                f"token_ids has {ids.shape[1]} tokens a row{more}, "
+                f"{ids.shape[1] - self.config.context} more than the context of "
+                f"{self.config.context}: keep the end of the text"
             )
         return ids.astype(np.int32)
 

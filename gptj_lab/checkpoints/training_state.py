@@ -145,6 +145,7 @@ class TrainingStates:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+            self._meet("a state has been written")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             self._refuse(*failure)
@@ -167,6 +168,11 @@ class TrainingStates:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self.close()
+
+    def _meet(self, where: str) -> None:
+        """All processes see the same states from here on."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(where)
 
     def _checkpointer(self) -> Any:
         if self._orbax is None:
@@ -219,10 +225,10 @@ class TrainingStates:
             if damage is None:
                 notes = [f"{sentence}: went on from step {step} instead" for sentence in wrong]
                 state = self._read(step, like, notes)
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices("a state has been read")
+                self._meet("a state has been read")
                 for damaged in steps[: len(wrong)] if self._first else ():
                     os.rename(self._home(damaged), self.folder / f".damaged-{damaged}")
+                self._meet("damaged states are put aside")
                 return state
             wrong.append(f"the state of step {step} in {self.folder} {damage}")
         if wrong:

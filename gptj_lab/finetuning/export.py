@@ -83,7 +83,7 @@ def load_adapter(
     """
     directory = Path(directory)
     config = _read_config(directory / "adapter_config.json")
-    stored = _read_tensors(directory / "adapter_model.safetensors")
+    stored = read_tensors(directory / "adapter_model.safetensors")
     rank = config["r"]
     strength = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     places = _places(model)
@@ -166,15 +166,7 @@ def _tensors(model: LanguageModel, name: str) -> tuple[dict[str, np.ndarray], se
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is no json ({error}): copy it again") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file} has peft_type {kind!r}: only LORA is read")
+    config = read_config(file, "LORA")
     for field, harmless in _UNHONOURED.items():
         if field in config and config[field] not in harmless:
             raise ValueError(f"{file} has {field} {config[field]!r}, which isn't honoured here")
@@ -185,7 +177,32 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+def read_config(file: Path, kind: str) -> dict[str, Any]:
+    """PEFT's adapter_config.json of an adapter of that kind ("LORA").
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is no json, or of another kind.
+    """
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is no json ({error}): copy it again") from None
+    if not isinstance(config, dict) or config.get("peft_type") != kind:
+        found = config.get("peft_type") if isinstance(config, dict) else None
+        raise ValueError(f"{file} has peft_type {found!r}: only {kind} is read")
+    return config
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The float32 tensors of PEFT's adapter_model.safetensors.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged.
+    """
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is missing: save the adapter as safetensors (an adapter_model.bin isn't read)"

@@ -4,13 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from gptj_lab.finetuning import lora
+from gptj_lab.finetuning import lora, soft_prompts
 from gptj_lab.finetuning.packing import Batch
 from gptj_lab.model import sites
+from gptj_lab.model.cross_entropy import PIECE, cross_entropy
 from gptj_lab.model.transformer import Transformer
 
 # What the backward pass finds again, by name; the rest it computes once more.
@@ -18,19 +19,18 @@ REMAT = {
     "nothing kept": jax.checkpoint_policies.nothing_saveable,
     "products kept": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-_PIECE = 256  # tokens of a sequence whose logits exist at a time
 
 
 def next_token_loss(
     network: Transformer,
-    tokens: Int[Array, "batch window"],
+    tokens: Int[Array | np.ndarray, "batch window"],
     *,
-    weights: Float[Array, "batch seq"] | None = None,
-    positions: Int[Array, "batch seq"] | None = None,
-    segments: Int[Array, "batch seq"] | None = None,
+    weights: Float[Array | np.ndarray, "batch seq"] | None = None,
+    positions: Int[Array | np.ndarray, "batch seq"] | None = None,
+    segments: Int[Array | np.ndarray, "batch seq"] | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: str | None = None,
-    piece: int = _PIECE,
+    piece: int = PIECE,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of each token after the first, in nats.
 
@@ -47,11 +47,15 @@ def next_token_loss(
         ValueError: `remat` is no name of REMAT.
     """
     check_remat(remat)
-    ids, targets = tokens[:, :-1], tokens[:, 1:]
+    ids, targets = jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:])
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     if weights is None:
         weights = jnp.ones(ids.shape, jnp.float32)
+    positions, weights = jnp.asarray(positions), jnp.asarray(weights)
+    segments = None if segments is None else jnp.asarray(segments)
+    if network.soft_prompt is not None:
+        ids, positions, segments = soft_prompts.before(network, ids, positions, segments)
     x = network.embedded(ids, positions, dtype)
     for block in network.blocks:
         graph, state = nnx.split(block)
@@ -62,7 +66,7 @@ def next_token_loss(
         if remat is not None:
             through = jax.checkpoint(through, policy=REMAT[remat], static_argnums=2)
         x = through(state, x, graph)
-    total = cross_entropy(network, x, targets, weights, piece)
+    total = cross_entropy(network, x[:, -targets.shape[1] :], targets, weights, piece)
     return total / jnp.maximum(weights.sum(), 1)
 
 
@@ -126,50 +130,3 @@ def check_remat(remat: str | None) -> None:
     """Nothing, if `remat` is None or a name of REMAT; else a ValueError."""
     if remat is not None and remat not in REMAT:
         raise ValueError(f"remat is {remat!r}: None or one of {', '.join(map(repr, REMAT))}")
-
-
-def cross_entropy(
-    network: Transformer,
-    x: Float[Array, "batch seq d_model"],
-    targets: Int[Array, "batch seq"],
-    weights: Float[Array, "batch seq"],
-    piece: int = _PIECE,
-) -> Float[Array, ""]:
-    """The weighted sum of -log p(target) after the last block, in nats.
-
-    Logits exist for `piece` tokens of each sequence at a time, in the backward pass too: of
-    50,400 for 2,048 tokens they would take 0.4 GB, and as much again backwards.
-    """
-    batch, seq, d_model = x.shape
-    count = -(-seq // piece)
-    room = ((0, 0), (0, count * piece - seq))
-
-    def pieces(values: Array) -> Array:
-        padded = jnp.pad(values, (*room, *((0, 0),) * (values.ndim - 2)))
-        return padded.reshape(batch, count, piece, *values.shape[2:]).swapaxes(0, 1)
-
-    graph, state = nnx.split((network.final_ln, network.embed, network.head))
-
-    @jax.checkpoint
-    def one(state: Any, x: Array, targets: Array, weights: Array) -> Array:
-        logits = _logits(*nnx.merge(graph, state), x)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return (nats * weights).sum()
-
-    if count == 1:
-        return one(state, x, targets, weights)
-
-    def step(total: Array, each: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + one(state, *each), None
-
-    each = (pieces(x), pieces(targets), pieces(weights.astype(jnp.float32)))
-    return jax.lax.scan(step, jnp.zeros(()), each)[0]
-
-
-def _logits(norm: Any, embed: Any, head: Any, x: Array) -> Array:
-    normal = norm(x)
-    if head is None:
-        logits = jnp.einsum("bsd,vd->bsv", normal, embed[...].astype(normal.dtype))
-    else:
-        logits = head(normal)
-    return logits.astype(jnp.float32)

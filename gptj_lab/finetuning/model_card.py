@@ -19,10 +19,10 @@ from huggingface_hub import snapshot_download
 
 model = export.load_adapter(gptj_lab.load({base}), snapshot_download("{name}"))""",
     "prompt": """import gptj_lab
-from gptj_lab.finetuning import export
+from gptj_lab.finetuning import soft_prompts
 from huggingface_hub import snapshot_download
 
-model = export.load_prompt(gptj_lab.load({base}), snapshot_download("{name}"))""",
+model = soft_prompts.load(gptj_lab.load({base}), snapshot_download("{name}"))""",
     "model": """import gptj_lab
 
 model = gptj_lab.load("{name}")""",
@@ -82,13 +82,13 @@ def _opening(kind: Kind, base: str | None, run: Any) -> str:
     made = {
         "lora": f"A LoRA adapter for {what}, in PEFT's format",
         "prompt": f"A soft prompt for {what}, in PEFT's format",
-        "model": f"{what[0].upper()}{what[1:]}, fine-tuned",
+        "model": f"Fine-tuned from {what}",
     }[kind]
     return f"{made}. Trained with gptj_lab, a JAX playground around GPT-J."
 
 
 def _losses(run: Any) -> list[str]:
-    measured = [row for row in run.evaluations if row.get("held_out_loss") is not None]
+    measured = [r for r in run.evaluations if r["step"] and r.get("held_out_loss") is not None]
     if not run.evaluations:
         return []
     said = "Mean losses in nats a token."

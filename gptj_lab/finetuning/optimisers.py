@@ -62,22 +62,20 @@ class Optimiser:
         for field, known in (("name", NAMES), ("schedule", SCHEDULES)):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: choose {_or(known)}")
-        for field in ("learning_rate", "clip", "eps"):
-            value = getattr(self, field)
-            optional = value is None and field != "eps"
-            if not (optional or (_number(value) and value > 0)):
+        for field, optional in (("learning_rate", True), ("clip", True), ("eps", False)):
+            value: Any = getattr(self, field)
+            if not (value is None and optional) and not (_number(value) and value > 0):
                 raise ValueError(f"{field} is {value!r}: a positive number is needed")
         if not (_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay!r}: 0 or more is needed")
-        for field, least in (("warmup_steps", 0), ("accumulate", 1)):
-            value = getattr(self, field)
-            optional = value is None and field == "warmup_steps"
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (optional or (whole and value >= least)):
+        for field, least, optional in (("warmup_steps", 0, True), ("accumulate", 1, False)):
+            value: Any = getattr(self, field)
+            if not (value is None and optional) and not (_whole(value) and value >= least):
                 raise ValueError(f"{field} is {value!r}: a whole number from {least} is needed")
-        for field in ("b1", "b2"):
-            value = getattr(self, field)
-            if not ((value is None and field == "b2") or (_number(value) and 0 <= value < 1)):
+        for field, optional in (("b1", False), ("b2", True)):
+            value: Any = getattr(self, field)
+            usual = _number(value) and value is not None and 0 <= value < 1
+            if not (value is None and optional) and not usual:
                 raise ValueError(f"{field} is {value!r}: a number from 0 to below 1 is needed")
         if not (_number(self.final_share) and 0 <= self.final_share <= 1):
             raise ValueError(f"final_share is {self.final_share!r}: a share from 0 to 1 is needed")
@@ -157,12 +155,16 @@ def _check_run(optimiser: Optimiser, steps: int) -> None:
         raise ValueError(
             "learning_rate is None: choose one, or take methods.tuned(optimiser, model, method)"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not _whole(steps) or steps < 1:
         raise ValueError(f"steps is {steps!r}: a whole number of at least 1 is needed")
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _or(known: tuple[str, ...]) -> str:

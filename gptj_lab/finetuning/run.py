@@ -13,7 +13,7 @@ from typing import Any
 
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import export, methods, settings
+from gptj_lab.finetuning import export, methods, settings, soft_prompts
 from gptj_lab.finetuning.control import Control, Status
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loop import Loop, like
@@ -201,7 +201,7 @@ class Run:
         if isinstance(method, LoRA):
             export.save_adapter(self.model, directory, method.name)
         elif isinstance(method, SoftPrompt):
-            export.save_prompt(self.model, directory)
+            soft_prompts.save(self.model, directory)
         else:
             self.model.save(directory)
 

@@ -73,7 +73,8 @@ def prepared(model: LanguageModel, method: Method, seed: int = 0) -> LanguageMod
 
 def split(network: Transformer, method: Method) -> tuple[Any, Any, Any]:
     """The graph, the weights that are trained, and those that are frozen, for nnx.merge."""
-    return nnx.split(network, chooser(method, network), ...)
+    graph, trained, frozen = nnx.split(network, chooser(method, network), ...)
+    return graph, trained, frozen
 
 
 def trained_model(

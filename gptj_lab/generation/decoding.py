@@ -175,6 +175,7 @@ class Decoding:
         self._settings = sampling.make_settings(config.vocab_size, **sampling_settings)
         self._model = model
         self._prompts = [_prompt_ids(model, prompt, limit, keep_end) for prompt in prompts]
+        self._virtual = model.virtual_tokens  # of a soft prompt: read before each prompt
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
         self.rows = [
@@ -182,7 +183,8 @@ class Decoding:
             for prompt, ids in zip(prompts, self._prompts, strict=True)
             for _ in range(samples)
         ]
-        self._limits = [min(limit, config.context - len(row.prompt_ids)) for row in self.rows]
+        room = config.context - len(self._virtual)
+        self._limits = [min(limit, room - len(row.prompt_ids)) for row in self.rows]
         self._keys = [sampling.row_key(seed, sample) for sample in range(samples)]
         self._steps = 1
         self._state: _State | None = None
@@ -254,17 +256,19 @@ class Decoding:
         config, model = self._model.config, self._model
         self._graph, self._params = nnx.split(model.network)
         self._end = model.tokenizer.end_of_text_id
-        lengths = [len(ids) for ids in self._prompts]
+        virtual = len(self._virtual)
+        lengths = [virtual + len(ids) for ids in self._prompts]
         width = min(_bucket(max(lengths), _SHORTEST_PROMPT), config.context)
         longest = max(
-            len(row.prompt_ids) + limit for row, limit in zip(self.rows, self._limits, strict=True)
+            virtual + len(row.prompt_ids) + limit
+            for row, limit in zip(self.rows, self._limits, strict=True)
         )
         room = min(_bucket(max(longest, width), _SHORTEST_CACHE), config.context)
         smallest = 1 if model.mesh is None else model.mesh.shape[DATA]  # `data` divides the rows
         batch, rows = _bucket(len(self._prompts), smallest), _bucket(len(self.rows), smallest)
         ids = np.zeros((batch, width), np.int32)
         for i, prompt in enumerate(self._prompts):
-            ids[i, : len(prompt)] = prompt
+            ids[i, : lengths[i]] = [*self._virtual, *prompt]
         prompt_lengths = np.ones(batch, np.int32)
         prompt_lengths[: len(lengths)] = lengths
         cache, logits, counts, thoughts = _prefill(
@@ -282,7 +286,7 @@ class Decoding:
                 p = i // self._samples
                 row.prompt_tokens = [Token(row.prompt_ids[0], float("nan"), ())] + [
                     _token(token, logprobs[p, j], top_ids[p, j], top_logprobs[p, j])
-                    for j, token in enumerate(row.prompt_ids[1:])
+                    for j, token in enumerate(row.prompt_ids[1:], virtual)
                 ]
         keys = jnp.stack([self._keys[i % self._samples] for i in range(rows)])
         arrays = (cache, logits, counts, jnp.zeros_like(counts))
@@ -470,7 +474,7 @@ def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -
         raise ValueError(
             "the prompt is empty: give some text, or '<|endoftext|>' to begin a new document"
         )
-    context = model.config.context
+    context = model.config.context - len(model.virtual_tokens)
     if len(ids) >= context and not keep_end:
         raise ValueError(
             f"the prompt is {len(ids)} tokens, {len(ids) - context + 1} too many for a context of "

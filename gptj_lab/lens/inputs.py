@@ -17,7 +17,7 @@ Prompt = str | Sequence[int] | np.ndarray
 
 
 def token_ids_of(model: LanguageModel, prompt: Prompt) -> Int[np.ndarray, "seq"]:
-    """The token ids of a text, or the given ids themselves.
+    """The token ids of a text, or the given ids; before them a soft prompt's, if there is one.
 
     Raises:
         ValueError: no token, ids outside the vocabulary, or more tokens than the context.
@@ -81,8 +81,12 @@ def check_head(config: ModelConfig, layer: int, head: int) -> None:
 
 
 def display(model: LanguageModel, token_ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
-    """The tokens as a person should see them (␣ for a space)."""
-    return tuple(model.tokenizer.display(int(token)) for token in token_ids)
+    """The tokens as a person should see them (␣ for a space; ‹soft 1› for a soft prompt's)."""
+    first = model.config.vocab_size
+    return tuple(
+        model.tokenizer.display(int(token)) if token < first else f"‹soft {token - first + 1}›"
+        for token in token_ids
+    )
 
 
 def padded(

@@ -20,7 +20,7 @@ from gptj_lab.mesh.planner import Plan, gigabytes
 from gptj_lab.mesh.planner_memory import Setting
 
 _GIB = 1024**3
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # don't ask Google's metadata server which TPU this is
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -91,7 +91,7 @@ def compile_plan(plan: Plan, *, seconds: float = 1800) -> list[Compiled]:
     try:
         run = subprocess.run(
             [sys.executable, "-m", "gptj_lab.mesh.planner_compile"], input=json.dumps(question),
-            capture_output=True, text=True, timeout=seconds, env=os.environ | _ENVIRONMENT,
+            capture_output=True, text=True, timeout=seconds, env=os.environ | ENVIRONMENT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise OSError(f"the TPU compiler was not done after {seconds:.0f} seconds") from None

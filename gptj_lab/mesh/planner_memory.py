@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import planner_programs as programs
+from gptj_lab.model.cross_entropy import PIECE
 from gptj_lab.names import DATA, MODEL
 
 JOBS = ("generate", "lora", "finetune", "pretrain")
@@ -152,7 +153,7 @@ def training_workspace(setting: Setting) -> int:
     # The softmax's output and its gradient in float32, one of them in the activations' dtype too;
     # both sides of GELU; residual, norm and what attention read.
     block = scores * (2 * 4 + size) + 2 * size * wide + 3 * size * narrow
-    piece = rows * -(-setting.context // programs.LOSS_CHUNKS) * config.vocab_size // setting.model
+    piece = rows * min(setting.context, PIECE) * config.vocab_size // setting.model
     return max(block, 3 * 4 * piece)
 
 

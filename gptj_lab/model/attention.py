@@ -15,6 +15,8 @@ from gptj_lab.model.linear import Linear
 from gptj_lab.model.positions import rotary_angles, rotate
 from gptj_lab.model.sites import Site
 
+EVERYONE = -1  # the segment of a soft prompt: tokens of every segment see it
+
 
 class Attention(nnx.Module):
     """Attention of the block `layer`; what the config leaves off costs nothing."""
@@ -76,7 +78,8 @@ class Attention(nnx.Module):
             oldest = positions[:, None, :, None] - self.window
             seen = seen & (kv_positions[:, None, None, :] > oldest)
         if segments is not None:
-            seen = seen & (segments[:, None, None, :] == segments[:, None, :, None])
+            alike = segments[:, None, None, :] == segments[:, None, :, None]
+            seen = seen & (alike | (segments[:, None, None, :] == EVERYONE))
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)

@@ -220,8 +220,16 @@ class Transformer(nnx.Module):
         *,
         site: sites.Site = sites.ignore,
     ) -> Float[Array, "batch seq d_model"]:
-        """The residual stream before the first block."""
-        x = site("embed", self.embed[...][token_ids].astype(dtype))
+        """The residual stream before the first block.
+
+        Ids from vocab_size on are the virtual tokens of a soft prompt, where there is one.
+        """
+        x = self.embed[...][token_ids].astype(dtype)
+        if self.soft_prompt is not None:
+            number = token_ids - self.embed.shape[0]
+            vectors = self.soft_prompt[...].astype(dtype)[jnp.maximum(number, 0)]
+            x = jnp.where(number[..., None] >= 0, vectors, x)
+        x = site("embed", x)
         if self.position_embed is not None:
             learned = self.position_embed[...][positions].astype(dtype)
             x = x + site("position_embed", learned)

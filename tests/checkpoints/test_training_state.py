@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -327,3 +328,53 @@ def test_the_folder_belongs_to_one_process_until_it_dies(tmp_path):
         with pytest.raises(BlockingIOError, match="this very process has the run in"):
             TrainingStates(tmp_path)
     TrainingStates(tmp_path).close()
+
+
+SHARED = """
+import json, os, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+import gptj_lab
+from gptj_lab.checkpoints.training_state import TrainingStates
+from gptj_lab.mesh import distributed, sharding
+
+port, process, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+distributed.start(f"127.0.0.1:{port}", 2, process, join_seconds=60)
+cut = NamedSharding(gptj_lab.mesh(data=2, model=2), PartitionSpec("data", "model"))
+value = np.arange(32, dtype=np.float32).reshape(8, 4)
+with TrainingStates(folder, keep=2) as states:
+    for step in (1, 2, 2, 3):
+        states.save(step, {"w": sharding.put(value * step, cut)}, {"step": step})
+    states.wait()
+    if process == 0:
+        os.truncate(os.path.join(folder, "step_3", "record.json"), 9)
+    multihost_utils.sync_global_devices("damaged")
+    state = states.restore({"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=cut)})
+    same = bool((distributed.gather(state.arrays["w"]) == value * 2).all())
+    print(json.dumps([state.step, len(state.notes), same, states.steps]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_restore_their_shards_together(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(port), str(process), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"PYTHONPATH": str(Path(folder_lock.__file__).parents[2])}
+            | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [one.communicate(timeout=120)[0].splitlines()[-1] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert said == ["[2, 1, true, [2]]"] * 2

@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import huggingface_hub
+import mistune
 import pytest
 from huggingface_hub import ModelCard
 
@@ -40,6 +41,7 @@ def run(tiny_model, tmp_path_factory):
         base=tiny_model, model=model, corpus=found, steps=20, settings=settings, base_loss=5.25,
         history=[], notes=[f"resumed from {folder}"],
         evaluations=[
+            {"step": 0, "held_out_loss": 5.25, "loss": None, "samples": [], "best": True},
             {"step": 10, "held_out_loss": 4.5, "loss": 4.75, "samples": [], "best": True},
             {"step": 20, "held_out_loss": 4.625, "loss": 4.25, "samples": samples, "best": False},
         ],
@@ -102,7 +104,7 @@ def hub(monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(
         huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}"
     )
@@ -146,7 +148,7 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
         "tags": ["gptj_lab", "lora"],
     }
     assert "4.500 at step 10, where the base has 5.250." in text
-    assert "| 20 | 4.625 | 4.250 |" in text
+    assert "| 0 | 5.250 |  |" in text and "| 20 | 4.625 | 4.250 |" in text
     assert "| optimiser.learning\\_rate | `0.001` |" in text
     assert "to train on, seen" in text  # the doctor
     assert any("private_diary" in sentence for sentence in run.corpus.doctor().sentences)
@@ -155,19 +157,12 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
     assert 'PeftModel.from_pretrained(base, "me/cats")' in text
     assert "\x1b" not in text
     text.encode("utf-8")
-    # Outside of literal blocks and code spans nothing of the hostile text is left.
-    outside, fence = [], None
-    for line in text.split("\n"):
-        if fence is None and line.startswith("```"):
-            fence = line[: len(line) - len(line.lstrip("`"))]
-        elif fence is not None and line == fence:
-            fence = None
-        elif fence is None:
-            outside.append(line)
-    assert fence is None
-    rows = [line for line in outside if "script" in line]
-    assert len(rows) == 1 and rows[0].startswith("| method.name | ```` ")  # in a code span
-    assert rows[0].count("````") == 2 and rows[0].endswith(" ```` |")
+    page = mistune.create_markdown(escape=False, plugins=["table", "url"])(card.text)
+    assert "&lt;script&gt;" in page  # shown, and nothing but shown
+    assert not re.findall('<(script|img)|evil</h|e.vil"', page)
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "How well it predicts", "Samples", "Data", "Settings", "How to load it",
+    ]  # fmt: skip
 
 
 def test_a_path_as_base_is_not_told(run, tmp_path):

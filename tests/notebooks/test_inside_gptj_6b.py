@@ -40,7 +40,7 @@ def test_looking_inside_at_256_tokens_fits_a_v5e_chip(plan):
     arguments = ["gpt-j-6b", plan.setting.weights, plan.hardware.topology, str(TOKENS)]
     run = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "lens_steps_of_the_6b.py"), *arguments],
-        capture_output=True, text=True, env=os.environ | planner_compile._ENVIRONMENT,
+        capture_output=True, text=True, env=os.environ | planner_compile.ENVIRONMENT,
         timeout=1800,
     )  # fmt: skip
     assert not run.returncode, run.stderr[-2000:]

@@ -58,7 +58,7 @@ def test_the_steps_that_generation_runs_fit_a_v5e_chip(plan):
     arguments = ["gpt-j-6b", plan.setting.weights, plan.hardware.topology]
     run = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "steps_of_the_6b.py"), *arguments],
-        capture_output=True, text=True, env=os.environ | planner_compile._ENVIRONMENT,
+        capture_output=True, text=True, env=os.environ | planner_compile.ENVIRONMENT,
         timeout=1800,
     )  # fmt: skip
     assert not run.returncode, run.stderr[-2000:]
