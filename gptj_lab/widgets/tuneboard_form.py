@@ -72,7 +72,7 @@ FIELDS = (
     Field("learning_rate", "optimiser", "float", "learning rate", None, hint="empty: a good one"),
     Field("evaluate_every", "run", "int", "evaluate every", None, hint="steps; empty: by itself"),
     Field("out", "run", "text", "folder", None, hint="keeps the run; one there goes on"),
-    Field("prompts", "run", "lines", "sample prompts, one a line", []),
+    Field("prompts", "run", "lines", "sample prompts", []),
     Field("schedule", "optimiser", "choice", "schedule", _OPTIMISER.schedule, None, _SHAPES),
     Field("warmup_steps", "optimiser", "int", "warm-up steps", _OPTIMISER.warmup_steps,
           hint="empty: a tenth, at most 100"),
