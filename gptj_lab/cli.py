@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptj_lab import __version__
+from gptj_lab import __version__, cli_finetune
 
 # Settings of `generate`: their type, and what they do.
 _SETTINGS: dict[str, tuple[Any, str]] = {
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
+        if chosen.command == "finetune":
+            _keep_compiled_programs()
         return chosen.run(chosen)
     except (ValueError, TypeError, OSError) as error:
         print(f"gptj-lab {chosen.command}: {error}", file=sys.stderr)
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--revision", help="branch, tag or commit on the hub")
     convert.set_defaults(run=_convert)
     _add_plan(commands)
+    cli_finetune.add(commands)
 
     train = commands.add_parser("train-pocket", help="train the embedded model from a folder")
     train.add_argument("--text", required=True, type=Path, help="a folder of *.txt files")

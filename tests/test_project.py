@@ -26,6 +26,7 @@ DIRECTION = (
     ("generation", "finetuning", "evaluation", "lens"),
     ("plots", "lessons"),
     ("widgets",),
+    ("cli_finetune",),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(DIRECTION) for part in row}
@@ -68,7 +69,11 @@ def complaint(importer: str, imported: str, lazy: bool) -> str | None:
     if imported in (importer, "__version__"):
         return None
     if imported not in RANK:  # gptj_lab itself, or a name such as load that it hands on
-        return None if importer == "cli" else f"{importer} imports the package's front door"
+        return (
+            None
+            if importer in ("cli", "cli_finetune")
+            else f"{importer} imports the package's front door"
+        )
     if importer not in RANK:
         return f"{importer} has no place in DESIGN.md's direction: give it one in DIRECTION"
     if RANK[imported] < RANK[importer] or (importer, imported) in NEIGHBOURS:

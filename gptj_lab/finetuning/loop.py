@@ -76,6 +76,8 @@ class Loop:
             return self._fail(self._broken)
         if self.taken and not self._save():
             return "failed"
+        if status == "finished":
+            teller.line(telling.end_sentence(self))
         return status
 
     @property
@@ -205,11 +207,13 @@ class Loop:
         best = max((i for i, told in enumerate(measured) if told["best"]), default=0)
         if len(measured) - 1 - best < patience:
             return False
-        self._note(
+        told = (
             f"stopped early at step {self.taken:,}: {patience} evaluations brought no lower "
             f"held-out loss than the {measured[best]['held_out_loss']:.3f} of step "
             f"{measured[best]['step']:,}"
         )
+        if told not in self.notes:
+            self._note(told)
         return True
 
     def _notice_growth(self) -> None:

@@ -28,7 +28,7 @@ class Pace:
         self.tokens_per_second: float | None = None
         self._mark = time.monotonic()
         self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=_RECENT)
-        self._evaluation = 0.0
+        self._evaluation: float | None = None
 
     def rest(self) -> None:
         """Leaves out the time since the last mark: a pause, or compiling."""
@@ -45,14 +45,15 @@ class Pace:
         """Around an evaluation."""
         self._passed()
         yield
-        self._evaluation = self._passed()
+        taken = self._passed()  # the first compiles
+        self._evaluation = taken if self._evaluation is None else min(taken, self._evaluation)
 
     def left(self, steps: int, evaluations: int) -> float | None:
         """Seconds that so many steps and evaluations will take; None before the first step."""
         if not self._recent:
             return None
         each = sum(seconds for seconds, _ in self._recent) / len(self._recent)
-        return steps * each + evaluations * self._evaluation
+        return steps * each + evaluations * (self._evaluation or 0.0)
 
     def _passed(self) -> float:
         now = time.monotonic()

@@ -27,6 +27,10 @@ from gptj_lab.finetuning.telling import Aloud, Quiet
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel
 
+_TOO_LARGE = (
+    "the device's memory doesn't suffice for a step: take a smaller batch or context, "
+    "remat='nothing kept', accumulate, or LoRA on weights='int8'"
+)
 _CONTEXT = 512  # predictions a window at most, where none are given
 
 
@@ -262,8 +266,9 @@ class Run:
             self._states = self._states or self._open()
             status = self._loop.run(teller, self._states)
         except BaseException as error:
-            self._loop.error = f"{type(error).__name__}: {error}"
-            self._crash = error
+            full = "RESOURCE_EXHAUSTED" in str(error)
+            self._loop.error = _TOO_LARGE if full else f"{type(error).__name__}: {error}"
+            self._crash = MemoryError(_TOO_LARGE) if full else error
         finally:
             teller.close()
             self._loop.recording.close()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gptj_lab.finetuning.loop import Loop
 
 _SAMPLE = 160  # characters of a sample that are shown
+_OVERFIT = 1.01  # times the lowest held-out loss
 
 
 class Quiet:
@@ -85,6 +86,22 @@ def evaluation_lines(run: Loop) -> list[str]:
         f"    {_short(each['prompt'])} ... {_short(each['text'])}" for each in told["samples"]
     ]
     return ["  ".join(parts), *samples]
+
+
+def end_sentence(run: Loop) -> str:
+    """What a finished run came to, and whether it has learnt by heart."""
+    said = f"finished after step {run.step:,}, {duration(run.pace.seconds)} of work"
+    measured = [told for told in run.evaluations if told["held_out_loss"] is not None]
+    if not measured or run.base_loss is None:
+        return f"{said}."
+    last, best = measured[-1], min(measured, key=lambda told: told["held_out_loss"])
+    said += f": the held-out loss went from {run.base_loss:.3f} to {last['held_out_loss']:.3f}."
+    if last["held_out_loss"] > _OVERFIT * best["held_out_loss"]:
+        said += (
+            f" It was lowest, {best['held_out_loss']:.3f}, at step {best['step']:,}: since then "
+            "the model learns the text by heart. Fewer steps, or patience=, would stop it there."
+        )
+    return said
 
 
 def start_sentence(base_loss: float | None, vocab_size: int) -> str:

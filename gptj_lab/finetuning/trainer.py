@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, DTypeLike, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from gptj_lab.finetuning import methods
 from gptj_lab.finetuning.loss import gradients as loss_and_gradients
@@ -214,7 +214,7 @@ class Trainer:
             self._graph, trained, jax.tree.unflatten(self._frozen_tree, frozen), batch,
             accumulate=self.optimiser.accumulate, dtype=self._dtype, remat=self._remat, key=key,
         )  # fmt: skip
-        told = jnp.stack([loss, optax.global_norm(gradients)])
+        told = jnp.stack([loss, norm(gradients)])
         updates, moments = self._rule.update(gradients, moments, trained)
         failed = jnp.where(jnp.isfinite(told).all(), _SOUND, live.step + 1)
         broken = jnp.where(live.broken == _SOUND, failed, live.broken)
@@ -224,3 +224,8 @@ class Trainer:
         )  # fmt: skip
         kept = jax.tree.map(lambda new, old: jnp.where(broken == _SOUND, new, old), new, live)
         return kept._replace(broken=broken), jnp.append(told, broken.astype(jnp.float32))
+
+
+def norm(tree: Any) -> Float[Array, ""]:
+    """Of all leaves of a tree together, as one vector."""
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
