@@ -45,7 +45,7 @@ colab: .venv/test
 
 # The screenshots in docs/, taken by the browser tests.
 picture: .venv/test
-	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices or pictures or curves'
+	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices or pictures'
 
 # In a virtual environment of its own: where libtpu is installed, JAX looks for a TPU at each start.
 plan-table: .venv-tpu/ready

@@ -77,7 +77,7 @@ def training_curves(
     return figure
 
 
-def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+def smoothed(values: np.ndarray, weight: float = 0.8) -> np.ndarray:
     """A running mean in which each value before counts `weight` as much; NaN is passed over.
 
     >>> smoothed(np.array([2.0, 4.0]), 0.5).round(2).tolist()

@@ -139,7 +139,9 @@ class TuneBoard(anywidget.AnyWidget):
         corpus = self._preparation.corpus
         if isinstance(self.source, Corpus) and corpus is not None:
             return corpus.train.context
-        return self.settings["context"] or min(self.model.config.context, 512)
+        method = self.settings["method"]  # as finetune chooses it
+        virtual = method.length if isinstance(method, methods.SoftPrompt) else 0
+        return self.settings["context"] or max(1, min(self.model.config.context - virtual, 512))
 
     @property
     def rate(self) -> float | None:

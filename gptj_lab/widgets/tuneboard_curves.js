@@ -1,7 +1,7 @@
 // Curves over the steps of a run. Colour, dash and mark of a line always differ together; what a
 // pointer or the arrow keys reach is said in words below.
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [50, 8, 8, 24];
+const [LEFT, RIGHT, TOP, BOTTOM] = [50, 14, 8, 24];
 
 // series: {name, x, y, style, faint?, marks?, best?}; levels: {y, name}. All of x are steps.
 export function chart(x, { caption, unit, width, height, say, words = digits }) {

@@ -56,7 +56,7 @@ export function dataPane(x) {
     status.className = `gt-reading${error && !on ? " gptj-alert" : ""}`;
   }
   function show(told) {
-    if (!told.windows.length) return void body.replaceChildren();
+    if (!told.sentences.length) return void body.replaceChildren();
     const facts = [["documents", count(told.documents)], ["tokens", count(told.tokens)], ["bytes", size(told.bytes)], ["windows", `${count(told.train_windows)} of ${count(told.context)} tokens`],
       ["held out", `${count(told.held_out_windows)} windows`], ["padding", share(told.padding)], ["copies", count(told.copies)], ["near copies", count(told.near_copies)], ["leak", share(told.overlap)]];
     body.replaceChildren(

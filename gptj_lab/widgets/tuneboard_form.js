@@ -22,14 +22,14 @@ export function formPane(x) {
     const change = () => x.change();
     if (field.kind === "targets") {
       const boxes = field.choices.map(([value, text]) => make.check(text, false, change));
-      const row = make("fieldset", "gt-field gt-wide", make("legend", "gx-caption", field.label), ...boxes);
+      const row = make("fieldset", "gt-field", make("legend", "gx-caption", field.label), ...boxes);
       return { field, row, get: () => field.choices.filter((_, i) => boxes[i].input.checked).map(([value]) => value),
         set: (chosen) => boxes.forEach((box, i) => (box.input.checked = chosen.includes(field.choices[i][0]))) };
     }
     if (field.kind === "lines") {
-      const area = make("textarea", "gt-lines", { rows: 2, spellcheck: false });
+      const area = make("textarea", "gt-lines", { rows: 3, spellcheck: false });
       area.addEventListener("change", change);
-      return { field, row: make("label", "gt-field gt-wide", make.caption(field.label), area),
+      return { field, row: make("label", "gt-field", make.caption(field.label), area),
         get: () => area.value.split("\n").filter((each) => each.trim()), set: (lines) => (area.value = lines.join("\n")), input: area };
     }
     let label;
@@ -37,7 +37,7 @@ export function formPane(x) {
     else if (field.kind === "bool") label = make.check(field.label, false, change);
     else label = make.input(field.label, { type: "text", ...(field.kind === "text" ? {} : { inputmode: "decimal" }), size: field.kind === "text" ? 20 : 8, autocomplete: "off" }, change);
     const { input } = label;
-    const row = make("div", `gt-field${field.kind === "choice" || field.kind === "text" ? " gt-wide" : ""}`, label, ...hint);
+    const row = make("div", "gt-field", label, ...hint);
     if (field.kind === "bool") return { field, row, input, get: () => input.checked, set: (on) => (input.checked = Boolean(on)) };
     return { field, row, input, get: () => (input.value === "" ? null : input.value), set: (value) => (input.value = value ?? "") };
   }

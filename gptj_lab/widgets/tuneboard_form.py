@@ -72,7 +72,7 @@ FIELDS = (
     Field("learning_rate", "optimiser", "float", "learning rate", None, hint="empty: a good one"),
     Field("evaluate_every", "run", "int", "evaluate every", None, hint="steps; empty: by itself"),
     Field("out", "run", "text", "folder", None, hint="keeps the run; one there goes on"),
-    Field("prompts", "run", "lines", "sample prompts, one a line", []),
+    Field("prompts", "run", "lines", "sample prompts", []),
     Field("schedule", "optimiser", "choice", "schedule", _OPTIMISER.schedule, None, _SHAPES),
     Field("warmup_steps", "optimiser", "int", "warm-up steps", _OPTIMISER.warmup_steps,
           hint="empty: a tenth, at most 100"),
@@ -150,6 +150,24 @@ def settings_of(form: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     }  # fmt: skip
 
 
+def settings_of_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `finetune` that a run's record (`Run.settings`) tells."""
+    kinds = {kind.__name__: kind for kind in METHODS.values()}
+    method = dict(recorded["method"])
+    kind = kinds[method.pop("kind")]
+    if "targets" in method:
+        method["targets"] = tuple(method["targets"])
+    found = {
+        name: value for name, value in recorded.items() if name not in ("base", "corpus", "held_out")
+    }
+    if recorded.get("held_out") is not None:
+        found["held_out"] = recorded["held_out"]
+    return found | {
+        "method": kind(**method), "optimiser": Optimiser(**recorded["optimiser"]),
+        "prompts": tuple(recorded["prompts"]),
+    }  # fmt: skip
+
+
 def _read(field: Field, value: Any) -> Any:
     """A line's value; an empty one is None where that is allowed."""
     if field.kind == "lines":
@@ -192,7 +210,8 @@ def code(model_name: str, data: Any, settings: Mapping[str, Any], *, is_corpus: 
     else:
         comment = "  # what the board was given"
     lines += ["run = gptj_lab.finetune(", "    model,", f"    {source},{comment}"]
-    for name, value in settings.items():
+    first = {name: settings[name] for name in ("method", "steps") if name in settings}
+    for name, value in (first | dict(settings)).items():
         if is_corpus and name in OF_THE_DATA:
             continue
         if name not in ("method", "steps") and _is_default(name, value):

@@ -13,7 +13,7 @@ export function digits(value, least = 3) { // at least so many digits, no more t
 export function size(bytes) {
   if (!isFinite(bytes ?? NaN)) return "–";
   const [unit, name] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "bytes"]].find(([each]) => bytes >= each) ?? [1, "bytes"];
-  return `${(bytes / unit).toFixed(unit === 1 ? 0 : 1)} ${name}`;
+  return `${(bytes / unit).toFixed(unit === 1 || bytes >= 100 * unit ? 0 : 1)} ${name}`;
 }
 
 export function span(seconds) {
@@ -24,7 +24,7 @@ export function span(seconds) {
 }
 
 // A running mean in which each value before counts `weight` as much; NaN is passed over.
-export function smoothed(values, weight = 0.9) {
+export function smoothed(values, weight = 0.8) {
   let [sum, n] = [0, 0];
   return [...values].map((value) => {
     if (isFinite(value)) [sum, n] = [weight * sum + value, weight * n + 1];

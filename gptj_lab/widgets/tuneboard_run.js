@@ -6,7 +6,7 @@ const SMALL = [
   { column: 4, name: "tokens/s", style: 4 },
   { column: 6, name: "memory", style: 0, words: size },
 ];
-const TILES = ["training loss", "held-out loss", "best", "tokens/s", "time left", "memory"];
+const TILES = ["training loss", "held-out loss", "best", "tokens/s", "time", "memory"];
 
 export function runPane(x) {
   const { make } = x;
@@ -28,6 +28,7 @@ export function runPane(x) {
       make("div", "gt-pane", make("div", "gt-row", make("h3", "", "Samples"), slider, sampleHead), samples)));
   let follow = true; // the newest samples
   let asked = null;
+  let lines = []; // of the large chart: [style, name]
 
   slider.addEventListener("input", () => {
     follow = Number(slider.value) === Number(slider.max);
@@ -58,14 +59,15 @@ export function runPane(x) {
     const values = {
       "training loss": digits(last(loss), 4), "held-out loss": digits(last(held), 4),
       best: best < 0 ? "–" : `${digits(held[best], 4)} at ${count(at[best])}`, "tokens/s": count(state.tokens_per_second ?? last(column(4))),
-      "time left": state.active ? span(state.seconds_left) : span(last(column(5))), memory: size(last(column(6))),
+      time: state.active && state.seconds_left !== null ? `${span(state.seconds_left)} left` : span(last(column(5))), memory: size(last(column(6))),
     };
     for (const [name, value] of Object.entries(values)) tiles.get(name).textContent = value;
     const others = state.others.map((each, i) => ({ name: `held out, run ${each.run + 1}`, x: each.points.map((p) => p[0]), y: each.points.map((p) => p[1]), style: 2 + (i % 3) }));
     losses.update({ until: state.steps, levels: state.base_loss === null ? [] : [{ y: state.base_loss, name: `base ${digits(state.base_loss, 3)}: where it should start` }], series: [
       { name: "", x: steps, y: column(1), style: 0, faint: true }, { name: "training loss", x: steps, y: loss, style: 0 },
       { name: "held-out loss", x: at, y: held, style: 1, marks: true, ...(best < 0 ? {} : { best }) }, ...others] });
-    key.replaceChildren(legend(x, [[0, "training loss"], [1, "■ held-out loss, ★ best"], ...others.map((each) => [each.style, each.name])]));
+    lines = [[0, "training loss"], [1, "■ held-out loss, ★ best"], ...others.map((each) => [each.style, each.name])];
+    key.replaceChildren(legend(x, lines));
     for (const each of small) each.chart.update({ zero: true, levels: [], series: [{ name: each.name, x: steps, y: column(each.column), style: each.style }] });
     flags.replaceChildren(...state.flags.map((each) => make("li", `gt-flag gt-${each.kind}`, each.text)), ...(state.error ? [make("li", "gt-flag gt-warning", state.error)] : []));
     if (!state.evaluations) samples.replaceChildren(make("p", "gx-hint", "They come with the first evaluation."));
@@ -73,6 +75,9 @@ export function runPane(x) {
     slider.max = max(0, state.evaluations - 1);
     slider.disabled = state.evaluations < 2;
   }
-  const repaint = () => [losses, ...small.map((each) => each.chart)].forEach((each) => each.draw());
+  function repaint() {
+    for (const each of [losses, ...small.map((one) => one.chart)]) each.draw();
+    key.replaceChildren(legend(x, lines));
+  }
   return { node, show, repaint };
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gptj_lab.plots.picture import Picture
 
 _MOST_DIFFERENT = 8  # settings that the table tells
-_NOT_TOLD = ("out", "save_every", "keep")
+_NOT_TOLD = ("out", "save_every", "keep", "evaluate_every", "prompts", "sample_tokens", "method.name")
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -143,12 +143,5 @@ def picture(run: Run, curves: Curves) -> Picture:
 
 def title(run: Run) -> str:
     """A run in a few words: the model, the method, how far it is."""
-    method = _method(run.settings.get("method"))
-    name = run.base.name or "a model"
+    name, method = run.base.name or "a model", run.settings["method"]["kind"]
     return f"{name}, {method}: {run.status} at step {run.step:,} of {run.steps:,}"
-
-
-def _method(method: Any) -> str:
-    if not isinstance(method, dict):
-        return _text(method)
-    return _text(method.get("kind") or method.get("method") or method.get("name"))
