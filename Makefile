@@ -35,8 +35,9 @@ reference: .venv/test
 	$(BIN)/pip install -q -e '.[reference]'
 	$(BIN)/python -m pytest -m slow tests/lens/test_transformer_lens.py $(ARGS)
 
+# Without bars, which a saved notebook would show as they were at first.
 notebooks: .venv/test
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.store_widget_state=False \
 	    --ExecutePreprocessor.coalesce_streams=True $(wildcard notebooks/*.ipynb)
 

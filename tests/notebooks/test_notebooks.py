@@ -147,6 +147,7 @@ def colab(tmp_path):
     environment = os.environ | {
         "PYTHONPATH": f"{STAND_IN}", "PATH": f"{STAND_IN / 'bin'}:{os.environ['PATH']}",
         "PIP_RECORD": str(record), "GPTJ_LAB_ROOT": str(ROOT),
+        "CHOSEN_FILE": str(tmp_path / "chosen.txt"),
     }  # fmt: skip
 
     def execute(notebook):
@@ -232,11 +233,10 @@ def with_pocket(notebook, **parameters):
     return notebook
 
 
-def test_the_finetuning_notebook_goes_on_where_its_kernel_was_killed(colab, tmp_path, monkeypatch):
-    text = tmp_path / "of my own.txt"
+def test_the_finetuning_notebook_goes_on_where_its_kernel_was_killed(colab, tmp_path):
+    text = tmp_path / "chosen.txt"
     lines = [f"And the cat saw {i} mice, and the dog saw none.\n" for i in range(300)]
     text.write_text("".join(lines))
-    monkeypatch.setenv("CHOSEN_FILE", str(text))
     folder = tmp_path / "drive" / "my_run"
     forms = {"DATA": "upload", "FOLDER": str(folder), "STEPS": 12, "BATCH": 2, "CONTEXT": 32}
 
@@ -248,15 +248,16 @@ def test_the_finetuning_notebook_goes_on_where_its_kernel_was_killed(colab, tmp_
     (at,) = (i for i, cell in enumerate(killed.cells) if "board.start()" in cell.source)
     kill = (
         "import os, signal, time\n"
-        "while board.run.step < 4 or not list(Path(FOLDER, 'states').glob('[0-9]*')):\n"
+        "while board.run.step < 4 or not list(Path(FOLDER, 'states').glob('step_*')):\n"
         "    time.sleep(0.01)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed.cells[at + 1 :] = [nbformat.v4.new_code_cell(kill)]
     with pytest.raises(DeadKernelError):
         colab(killed)
-    (tmp_path / "gptj-lab").unlink()  # a new session has a new disk; the Drive stays
-    (tmp_path / "pip.jsonl").unlink()
+    text.unlink()  # nobody is asked for it again
+    for name in ("gptj-lab", "pip.jsonl"):  # a new session has a new disk; the Drive stays
+        (tmp_path / name).unlink()
     shown = under_the_rules(again := notebook(), colab)
     for words in (
         "pocket in int8, lora", "It fits", "windows of 32 to train on", "resumed from step",
