@@ -22,8 +22,13 @@ OPTIMISER = gptj_lab.Optimiser(
 DOCUMENTS = [
     {"text": text}
     for text in (
-        "the cat sat on the mat", "a dog; naïve cats do.", "the log", "and the dog sat on it",
-        "cats do sit on a log", "on the mat the dog sat and sat", "naïve dogs",
+        "the cat sat on the mat",
+        "a dog; naïve cats do.",
+        "the log",
+        "and the dog sat on it",
+        "cats do sit on a log",
+        "on the mat the dog sat and sat",
+        "naïve dogs",
     )  # fmt: skip
 ]
 
@@ -140,7 +145,7 @@ def test_dropout_is_a_function_of_seed_and_step(model, words):
 
     def losses(seed, dropout):
         method = lora.LoRA(rank=2, dropout=dropout, targets=("fc_out",))
-        trainer = Trainer(model, method, OPTIMISER, steps=9, seed=seed)
+        trainer = Trainer(model, method, OPTIMISER, steps=9, seed=seed, products="float32")
         start = [jnp.ones_like(leaf) for leaf in trainer.kept()]  # b = 0 would hide dropout
         trainer.take(start)
         told = [trainer.measures(trainer.step(trainer.put(batch))).loss for _ in range(2)]
@@ -161,7 +166,7 @@ def test_a_mesh_has_the_losses_of_one_device(model, words):
 
     def losses(mesh):
         placed = LanguageModel(model.config, model.network, model.tokenizer, "tiny", mesh)
-        trainer = Trainer(placed, method, OPTIMISER, steps=9)
+        trainer = Trainer(placed, method, OPTIMISER, steps=9, products="float32")
         batches = words.batches(3, seed=1)  # 3 rows: `data` = 2 doesn't divide them
         told = [trainer.measures(trainer.step(trainer.put(next(batches)))).loss for _ in range(3)]
         return [*told, trainer.loss([words.train.batch(np.arange(2))])]
