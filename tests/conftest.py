@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,3 +134,33 @@ def tiny_directory(torch_gptj, tiny_tokenizer, tmp_path_factory):
     torch_gptj(vocab_size=300).save_pretrained(folder)
     tiny_tokenizer.save(folder)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1.5 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {done and done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(tmp_path_factory):
+    """Programs that LLVM optimises less, and that come from a folder the second time."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -313,12 +313,29 @@ def test_the_estimate_counts_what_is_trained(tiny_model):
     assert of(SoftPrompt(length=5)).trainable == 5 * 32
     last = of(LastBlocks(count=1))
     assert last.bytes["activations"] * 2 == of(Full()).bytes["activations"]
-    assert of(SoftPrompt()).flops_per_token < of(LoRA()).flops_per_token < one.training()
+    assert of(LastBlocks(count=1)).flops_per_token < of(LoRA()).flops_per_token < one.training()
+    assert of(SoftPrompt()).flops_per_token > 2 * (one.forward + one.blocks)  # 16 tokens more
     parts = of(Full(), optimiser=Optimiser(accumulate=4))
     assert parts.bytes["activations"] * 4 == of(Full()).bytes["activations"]
     assert "Full trains 36,528 of 36,528 numbers (100.00%)" in str(of(Full()))
     small = dataclasses.replace(of(Full()), device=1000)
     assert not small.fits and "it does not fit" in str(small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("products", loss.PRODUCTS)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_the_compiler_drops_what_a_method_does_not_need(method, products):
+    """Operations of pocket's compiled step are those of the estimate: no gradient in vain."""
+    model = gptj_lab.load()
+    graph, trained, frozen = methods.split(methods.prepared(model, method).network, method)
+    compiled = (
+        jax.jit(lambda t, f, b: loss.gradients(graph, t, f, b, products=products))
+        .lower(trained, frozen, batch_of())
+        .compile()
+    )
+    said = methods.estimate(model, method, batch=ROWS, context=SEQ).flops_per_token * ROWS * SEQ
+    assert compiled.cost_analysis()["flops"] == pytest.approx(said, rel=0.12)
 
 
 def test_the_estimate_on_a_mesh_is_of_one_device(tiny_model, tmp_path):
