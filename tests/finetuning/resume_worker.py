@@ -1,8 +1,8 @@
 """A fine-tuning process to be killed: `resume_worker.py JSON`; it says on stdout where it is.
 
-Keys: model (a directory), text (a file), out, steps, save_every; and hold: at which place of which save (from
-1) it stops to wait for its end, such as ["rename", 2]. Lines: "batch HASH" for each batch taken,
-"inside PLACE" where it holds, "done {...}" with what came out.
+Keys: model (a directory), text (a file), out, steps, save_every; and hold: at which place of which
+save (from 1) it stops to wait for its end, such as ["rename", 2]. Lines: "batch HASH" for each
+batch taken, "inside PLACE" where it holds, "done {...}" with what came out.
 """
 
 import hashlib
