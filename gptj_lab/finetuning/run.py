@@ -11,7 +11,7 @@ from typing import Any
 
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import export, methods, settings, soft_prompts
+from gptj_lab.finetuning import export, methods, publishing, settings, soft_prompts
 from gptj_lab.finetuning.control import Control, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loop import Loop, like
@@ -219,6 +219,10 @@ class Run:
             soft_prompts.save(self.model, directory)
         else:
             self.model.save(directory)
+
+    def push(self, repo_id: str, **settings: Any) -> publishing.Push:
+        """Uploads what was trained to the hub with a model card: see finetuning.publishing.push."""
+        return publishing.push(self, repo_id, **settings)
 
     def train(self, say: Callable[[str], object] = print) -> None:
         """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
