@@ -8,12 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 class Recording:
     """The history and the evaluations of a run; with a folder they are written there too.
 
     Lines are written at each evaluation and before each state, so that a process that is killed
     leaves at least those that its newest state goes on from.
+    Of several processes on one folder the first one writes.
 
     Attributes:
         history: a dict a step: step, loss, rate, gradient_norm, tokens_per_second, seconds,
@@ -33,6 +36,7 @@ class Recording:
         self.history = [] if out is None else _read_lines(out / "history.jsonl")
         self.evaluations = [] if out is None else _read_lines(out / "evaluations.jsonl")
         self._written = {"history": len(self.history), "evaluations": len(self.evaluations)}
+        self._writes = out is not None and jax.process_index() == 0
 
     def begin(self, settings: dict[str, Any], step: int) -> None:
         """Writes the settings, and forgets what was told after `step`: it will come again."""
@@ -41,10 +45,10 @@ class Recording:
             kept = [line for line in getattr(self, name) if line["step"] <= step]
             setattr(self, name, kept)
             self._written[name] = len(kept)
-            if self.out is not None:
+            if self.out is not None and self._writes:
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 _replace(self.out / f"{name}.jsonl", text)
-        if self.out is not None:
+        if self.out is not None and self._writes:
             _replace(self.out / "run.json", json.dumps(settings, indent=2) + "\n")
 
     def step(self, line: dict[str, Any]) -> None:
@@ -63,7 +67,9 @@ class Recording:
         Raises:
             OSError: that fails, say on a full disk; the next call tries again.
         """
-        for name in ("history", "evaluations") if self.out is not None else ():
+        if self.out is None or not self._writes:
+            return
+        for name in ("history", "evaluations"):
             lines = getattr(self, name)
             text = "".join(json.dumps(line) + "\n" for line in lines[self._written[name] :])
             _append(self.out / f"{name}.jsonl", text.encode())

@@ -335,17 +335,22 @@ def test_a_broken_folder_of_records_reads_as_far_as_it_goes(tmp_path):
     assert [row["step"] for row in found.history] == [1, 2] and found.evaluations == []
 
 
-def test_int8_weights_and_a_mesh_train_as_they_lie(tune, model, tmp_path):
+def test_int8_weights_train_as_they_lie(tune, model, tmp_path):
     model.save(tmp_path / "tiny")
     settings = dict(steps=3, out=tmp_path / "out")
     run = tune(model=load(tmp_path / "tiny", weights="int8"), **settings)
     assert run.status == "finished" and run.model.weights == "int8"
     assert lora.names(run.model) == ["default"] and math.isfinite(run.history[-1]["loss"])
+    with pytest.raises(ValueError, match="Full can't train"):
+        tune(model=load(tmp_path / "tiny", weights="int8"), method=gptj_lab.Full())
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mesh_is_that_of_one_device(tune, model, tmp_path):
+    model.save(tmp_path / "tiny")
     mesh = gptj_lab.mesh(data=2, model=2)
-    cut = tune(model=load(tmp_path / "tiny", mesh=mesh), **(settings | {"out": None}))
-    alone = tune(model=load(tmp_path / "tiny"), **(settings | {"out": None}))
+    cut = tune(model=load(tmp_path / "tiny", mesh=mesh), steps=3)
+    alone = tune(model=load(tmp_path / "tiny"), steps=3)
     for ours, theirs in zip(cut.history, alone.history, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
     assert cut.base_loss == pytest.approx(alone.base_loss, rel=2e-5)
-    with pytest.raises(ValueError, match="Full can't train"):
-        tune(model=load(tmp_path / "tiny", weights="int8"), method=gptj_lab.Full())
