@@ -62,9 +62,7 @@ def training_curves(
     for name, values in small.items():
         style.check_length(f"points of {name}", len(values), len(steps), "steps")
     held = evaluations[:, np.isfinite(evaluations[1])]
-    figure = style.picture(
-        6.4, 3.4 + 1.1 * bool(small), _told(steps, loss, held, title, base_loss)
-    )
+    figure = style.picture(6.4, 3.4 + 1.1 * bool(small), _told(steps, loss, held, title, base_loss))
     layout: Any = [["loss"] * max(1, len(small)), *([list(small)] if small else [])]
     axes = figure.subplot_mosaic(layout, height_ratios=[3, 1] if small else [1])
     _losses(axes["loss"], steps, loss, held, base_loss)

@@ -130,7 +130,7 @@ def _others(board: TuneBoard, shown: int) -> list[Message]:
         if number != shown and run.evaluations:
             step, loss, _ = held_out(list(run.evaluations))[:, -64:]
             known = np.isfinite(loss)
-            points = [list(pair) for pair in zip(step[known].tolist(), loss[known].tolist())]
+            points = np.stack([step[known], loss[known]], 1).tolist()
             found.append({"run": number, "points": points})
     return found
 
@@ -157,11 +157,13 @@ def _data(board: TuneBoard, _: Message) -> Answer:
     corpus, settings = board._preparation.corpus, board.settings
     if corpus is None:
         return {"op": "data", "name": "", "sentences": [], "windows": []}, []
-    return tuneboard_data.told(corpus, tuneboard_data.name_of(board.source), settings["steps"], settings["batch"]), []
+    return tuneboard_data.told(
+        corpus, tuneboard_data.name_of(board.source), settings["steps"], settings["batch"]
+    ), []
 
 
 def _read(board: TuneBoard, message: Message) -> Answer:
-    board.read(tuneboard_data.source_of(str(message["path"])))
+    board._read(tuneboard_data.source_of(str(message["path"])))
     return _poll(board, {})
 
 
@@ -169,7 +171,7 @@ def _upload(board: TuneBoard, message: Message, buffers: list[Any]) -> Answer:
     board._idle("another text")
     path = board._upload.take(message, b"".join(bytes(each) for each in buffers))
     if path is not None:
-        board.read(path)
+        board._read(path)
     return {"op": "uploaded", "next": message["part"] + 1, "done": path is not None}, []
 
 

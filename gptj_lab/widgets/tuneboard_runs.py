@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from gptj_lab.plots.picture import Picture
 
 _MOST_DIFFERENT = 8  # settings that the table tells
-_NOT_TOLD = ("out", "save_every", "keep", "evaluate_every", "prompts", "sample_tokens", "method.name")
+_NOT_TOLD = (
+    "out",
+    "save_every",
+    "keep",
+    "evaluate_every",
+    "prompts",
+    "sample_tokens",
+    "method.name",
+)
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

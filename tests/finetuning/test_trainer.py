@@ -22,8 +22,13 @@ OPTIMISER = gptj_lab.Optimiser(
 DOCUMENTS = [
     {"text": text}
     for text in (
-        "the cat sat on the mat", "a dog; naïve cats do.", "the log", "and the dog sat on it",
-        "cats do sit on a log", "on the mat the dog sat and sat", "naïve dogs",
+        "the cat sat on the mat",
+        "a dog; naïve cats do.",
+        "the log",
+        "and the dog sat on it",
+        "cats do sit on a log",
+        "on the mat the dog sat and sat",
+        "naïve dogs",
     )  # fmt: skip
 ]
 
