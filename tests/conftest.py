@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,3 +134,16 @@ def tiny_directory(torch_gptj, tiny_tokenizer, tmp_path_factory):
     torch_gptj(vocab_size=300).save_pretrained(folder)
     tiny_tokenizer.save(folder)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1.5 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {done and done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,5 +1,6 @@
 """The arrays of a state: their names and forms, and how Orbax is asked to write and read them."""
 
+import logging
 from typing import Any
 
 import jax
@@ -59,7 +60,15 @@ def checkpointer() -> Any:
     """
     import orbax.checkpoint as ocp
 
+    absl = logging.getLogger("absl")
+    if _quiet not in absl.filters:
+        absl.addFilter(_quiet)
     return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Whether to log: not the pages that Orbax logs of an error which it raises too."""
+    return "orbax" not in record.pathname or record.exc_info is None
 
 
 def saving(leaves: dict[str, Any]) -> Any:

@@ -26,7 +26,9 @@ from optax import contrib
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
+from gptj_lab.finetuning.loss import next_token_loss
 from gptj_lab.language_model import LanguageModel
+from gptj_lab.model import narrow
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
@@ -255,8 +257,8 @@ def _optimiser() -> optax.GradientTransformation:
 
 def _make_step(graph: Any, optimiser: optax.GradientTransformation) -> Callable[..., Any]:
     def loss_of(params: Any, rows: jax.Array) -> jax.Array:
-        logits, _ = nnx.merge(graph, params)(rows[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
+        with jax.default_matmul_precision(narrow.PRECISION):
+            return next_token_loss(nnx.merge(graph, params), rows)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params: Any, moments: Any, rows: jax.Array, rate: jax.Array) -> Any:

@@ -376,11 +376,17 @@ def finetune(
     )  # fmt: skip
     if isinstance(data, Corpus):
         corpus, share = _fitting(data, model, context), None
+        _room(corpus.train.context, model, method)
     else:
         corpus = corpora.prepare(
-            data, model.tokenizer, context=context or _context(model, method), held_out=held_out,
+            data, model.tokenizer, context=_room(context, model, method), held_out=held_out,
             packing=packing, strict=strict,
         )  # fmt: skip
+    if patience is not None and not len(corpus.held_out):
+        raise ValueError(
+            f"patience is {patience}, but nothing is held out to be patient about: give more text, "
+            "or held_out="
+        )
     run = Run(model, corpus, chosen, share)
     if wait:
         run.train(say)
@@ -389,9 +395,16 @@ def finetune(
     return run
 
 
-def _context(model: LanguageModel, method: Method) -> int:
-    virtual = method.length if isinstance(method, SoftPrompt) else 0
-    return max(1, min(model.config.context - virtual, _CONTEXT))
+def _room(context: int | None, model: LanguageModel, method: Method) -> int:
+    """Predictions a window: those given if there is room for them, else a good number."""
+    most = model.config.context - (method.length if isinstance(method, SoftPrompt) else 0)
+    if context is not None and context > most:
+        left = f", {most} of which its soft prompt leaves" if most < model.config.context else ""
+        raise ValueError(
+            f"context is {context}, but the model's is {model.config.context}{left}: give at most "
+            "that"
+        )
+    return max(1, min(most, _CONTEXT)) if context is None else context
 
 
 def _fitting(corpus: Corpus, model: LanguageModel, context: int | None) -> Corpus:

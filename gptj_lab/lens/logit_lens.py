@@ -176,7 +176,7 @@ def _row(
     if row == len(streams):
         yield from _chunks(trace.logits[positions])
         return
-    graph, state = inputs.split(trace.model("the unembedding"))
+    graph, state = inputs.split_unembedding(trace.model("the unembedding"))
     for x, count in _chunks(streams[row]):
         yield _unembed(graph, state, x, trace.residuals.dtype.name), count
 

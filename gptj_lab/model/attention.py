@@ -10,10 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
+from gptj_lab.model import narrow
 from gptj_lab.model.cache import LayerCache
 from gptj_lab.model.linear import Linear
 from gptj_lab.model.positions import rotary_angles, rotate
-from gptj_lab.model.sites import Site
+from gptj_lab.model.sites import Site, ignore
 
 EVERYONE = -1  # the segment of a soft prompt: tokens of every segment see it
 
@@ -80,6 +81,11 @@ class Attention(nnx.Module):
         if segments is not None:
             alike = segments[:, None, None, :] == segments[:, None, :, None]
             seen = seen & (alike | (segments[:, None, None, :] == EVERYONE))
+
+        if narrow.wanted() and cache is None and site is ignore:
+            scale = 1 / math.sqrt(q.shape[-1]) if self.scaled else 1.0
+            z = narrow.attend(q.swapaxes(1, 2), k, v, seen, scale).swapaxes(1, 2)
+            return z.reshape(batch, seq, d_model), None
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gptj_lab.model import narrow
 from gptj_lab.model.transformer import Transformer
 
 PIECE = 256  # tokens of a sequence whose logits exist at a time
@@ -25,6 +26,8 @@ def cross_entropy(
     Logits exist for `piece` tokens of each sequence at a time, in the backward pass too: of
     50,400 for 2,048 tokens they would take 0.4 GB, and as much again backwards.
     """
+    if narrow.wanted():
+        return _narrow(network, x, targets, weights)
     batch, seq, d_model = x.shape
     count = -(-seq // piece)
     room = ((0, 0), (0, count * piece - seq))
@@ -49,6 +52,14 @@ def cross_entropy(
 
     each = (pieces(x), pieces(targets), pieces(weights.astype(jnp.float32)))
     return jax.lax.scan(step, jnp.zeros(()), each)[0]
+
+
+def _narrow(network: Transformer, x: Array, targets: Array, weights: Array) -> Array:
+    head = network.head
+    matrix = network.embed[...] if head is None else head.weight.get_value()
+    bias = jnp.zeros(len(matrix)) if head is None or head.bias is None else head.bias.get_value()
+    rows = network.final_ln(x).reshape(-1, x.shape[-1])
+    return narrow.nats(rows, matrix, bias, targets.reshape(-1), weights.reshape(-1))
 
 
 def _logits(norm: Any, embed: Any, head: Any, x: Array) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gptj_lab.model import int8
+from gptj_lab.model import int8, narrow
 from gptj_lab.names import DATA, MODEL
 
 
@@ -79,6 +79,8 @@ class Linear(nnx.Module):
         weight = self.weight.get_value()
         if isinstance(weight, int8.Int8Weight):
             out = int8.product(x, weight)
+        elif narrow.wanted():
+            out = narrow.product(x, weight)
         else:
             out = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
         for adapter in self.adapters.values():

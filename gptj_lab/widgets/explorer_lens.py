@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gptj_lab.lens import inputs
 from gptj_lab.lens.logit_lens import LogitLens, logit_lens
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
@@ -34,7 +35,7 @@ def lens_of(
 
     All layers are rows of one product, where LogitLens.of would fill up one position to many.
     """
-    graph, state = nnx.split(reading.model.network)
+    graph, state = inputs.split_unembedding(reading.model)
     logits = np.array(distributed.gather(_logits(graph, state, reading.residuals[:, position])))
     logits[-1] = reading.logits[position]
     own = logits[:, ids]

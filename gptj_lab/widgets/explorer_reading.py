@@ -111,13 +111,12 @@ class Reading:
         fill = (0, encoding.THUMBNAIL - side)
         tiles = np.pad(starts, fill), np.pad(stops, fill, constant_values=1)
         ids, queries = np.pad(self.ids, (0, padded - seq)), np.arange(padded) < seq
-        small, told = [], []
-        for layer in range(self.model.config.num_layers):
-            found = _overview(*self._block(layer), ids, queries, *tiles)
-            pooled, of_heads = map(distributed.gather, found)
-            small.append(pooled[:, :side, :side])
-            told.append(of_heads)
-        return np.stack(small), np.stack(told, 1)
+        found = [  # all are on their way before the first is waited for
+            _overview(*self._block(layer), ids, queries, *tiles)
+            for layer in range(self.model.config.num_layers)
+        ]
+        small = np.stack([distributed.gather(pooled)[:, :side, :side] for pooled, _ in found])
+        return small, np.stack([distributed.gather(told) for _, told in found], 1)
 
     def _make(self, layer: int, site: str) -> np.ndarray:
         seq = len(self.ids)

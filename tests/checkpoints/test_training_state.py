@@ -271,19 +271,6 @@ def test_a_failed_write_is_told_and_the_states_before_are_whole(tmp_path, monkey
         assert states.steps == [1, 2, 4]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1.5 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
-    if done is None or done.returncode:
-        pytest.skip(f"a small disk can't be mounted here: {done and done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_is_told_and_the_states_before_are_whole(small_disk):
     arrays = {"w": jnp.arange(1e5)}  # 0.4 MB
     with TrainingStates(small_disk / "run") as states:

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
 import gptj_lab
 from gptj_lab.checkpoints import seals
 from gptj_lab.checkpoints.training_state import TrainingStates
-from gptj_lab.finetuning import lora, pipeline
+from gptj_lab.finetuning import pipeline
 
 JOB = json.loads(sys.argv[1])
 PLACE, NUMBER = JOB.get("hold") or (None, 0)
@@ -105,22 +106,15 @@ def main() -> None:
     model = gptj_lab.load(JOB["model"])
     run = gptj_lab.finetune(
         model, JOB["text"], method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=JOB["steps"], batch=2,
-        context=16, save_every=4, evaluate_every=8, prompts=["the cat"], sample_tokens=4,
+        context=16, save_every=4, evaluate_every=8, held_out=0.1,
         out=JOB["out"], seed=3, say=lambda line: None,
     )  # fmt: skip
-    adapters = {
-        f"{'.'.join(map(str, path))}.{name}": digest(variable.get_value())
-        for path, linear in lora.matrices(run.model.network)
-        for name, variable in (
-            ("a", linear.adapters["default"].a),
-            ("b", linear.adapters["default"].b),
-        )
+    weights = {
+        ".".join(map(str, path)): digest(leaf.get_value())
+        for path, leaf in nnx.to_flat_state(nnx.state(run.model.network, nnx.Param))
     }
-    print(
-        "done",
-        json.dumps({"status": run.status, "step": run.step, "adapters": adapters}),
-        flush=True,
-    )
+    told = {"status": run.status, "step": run.step, "notes": run.notes, "weights": weights}
+    print("done", json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

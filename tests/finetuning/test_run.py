@@ -1,0 +1,337 @@
+"""A run resumed = the run uninterrupted, bit for bit; it stops where it should, with a sentence."""
+
+import json
+import math
+import os
+import random
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import gptj_lab
+from gptj_lab.checkpoints.training_state import TrainingStates
+from gptj_lab.finetuning import corpus, lora, recording
+from gptj_lab.finetuning.packing import Batch
+from gptj_lab.finetuning.trainer import Trainer
+from gptj_lab.language_model import LanguageModel, load
+from gptj_lab.model.transformer import Transformer
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+WORDS = "the cat dog sat on a mat log and".split()
+TEXT = [{"text": " ".join(random.Random(i).choices(WORDS, k=24))} for i in range(40)]
+SAME = ("step", "loss", "rate", "gradient_norm", "held_out_loss", "samples", "best")
+
+
+@pytest.fixture(autouse=True)
+def corpora(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, tiny_tokenizer):
+    config = tiny_config(num_layers=1, vocab_size=300)
+    network = Transformer(config, key=jax.random.key(1))
+    return LanguageModel(config, network, tiny_tokenizer, "tiny")
+
+
+@pytest.fixture
+def tune(model):
+    """A function that fine-tunes a tiny model; `said` has what it said."""
+
+    def run(data=TEXT, **settings):
+        settings = dict(
+            method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=8, batch=2, context=16, seed=3,
+            evaluate_every=4, held_out=0.2, say=said.append,
+        ) | settings  # fmt: skip
+        start = settings.pop("model", model)
+        data = [{"text": data}] if isinstance(data, str) else data
+        return gptj_lab.finetune(start, data, **settings)
+
+    said: list[str] = []
+    run.said = said
+    return run
+
+
+def bits(run):
+    """Everything of a run that has to be the same: weights, history, evaluations."""
+    weights = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run._loop.trainer.arrays())]
+    told = [{name: row.get(name) for name in SAME} for row in (*run.history, *run.evaluations)]
+    return weights, told
+
+
+def until(wanted, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not wanted():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.005)
+
+
+def test_a_run_learns_tells_and_leaves_its_record(tune, model, tmp_path):
+    run = tune(steps=12, out=tmp_path / "out", prompts="the cat", sample_tokens=4)
+    assert run.status == "finished" and run.step == run.steps == 12 and run.error is None
+    assert [row["step"] for row in run.history] == list(range(1, 13))
+    assert [row["step"] for row in run.evaluations] == [0, 4, 8, 12]
+    first, *_, last = run.evaluations
+    assert run.base_loss == first["held_out_loss"] > last["held_out_loss"]
+    mean = np.mean([row["loss"] for row in run.history[8:]])
+    assert last["loss"] == pytest.approx(mean) and first["loss"] is None and last["best"]
+    assert set(run.history[0]) == {
+        "step", "loss", "rate", "gradient_norm", "tokens_per_second", "seconds", "memory_bytes",
+    }  # fmt: skip
+    assert run.tokens_per_second > 0 and run.seconds_left == 0
+    assert run.history[-1]["memory_bytes"] > 1e7 and run.history[-1]["seconds"] > 0
+    (sample,) = first["samples"]
+    (again,) = model.generate("the cat", max_new_tokens=4, seed=3, temperature=0.8, top_p=0.95)
+    assert sample == {"prompt": "the cat", "text": again.text}
+    for name, rows in (("history", run.history), ("evaluations", run.evaluations)):
+        lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == rows
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == run.settings
+    assert run.settings["method"]["kind"] == "LoRA" and run.settings["base"]["name"] == "tiny"
+    told = [line for line in tune.said if line.startswith("step ")]
+    assert len(told) == 4 and f"held-out loss {last['held_out_loss']:.3f}" in told[-1]
+    assert any(f"should start near {run.base_loss:.2f}" in line for line in tune.said)
+    assert any("windows of 16 to train on" in line for line in tune.said)
+    assert any(line.startswith("LoRA trains") for line in tune.said)
+    run.save(tmp_path / "adapter")
+    logits = run.model.logits([[1, 2, 3]])
+    from gptj_lab.finetuning import export
+
+    assert (export.load_adapter(model, tmp_path / "adapter").logits([[1, 2, 3]]) == logits).all()
+
+
+def test_interrupted_and_called_again_it_is_the_run_uninterrupted(tune, tmp_path):
+    whole = tune(out=tmp_path / "whole", prompts="the cat", sample_tokens=4)
+
+    def interrupt(line):
+        if line.startswith("step 4"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    settings = dict(out=tmp_path / "out", prompts="the cat", sample_tokens=4)
+    stopped = tune(**settings, say=interrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert stopped.status == "stopped" and 4 <= stopped.step < 8
+    states = tmp_path / "out" / "states"
+    assert (states / f"step_{stopped.step}").is_dir()
+    with (tmp_path / "out" / "history.jsonl").open("a") as file:  # as a kill would leave it
+        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    resumed = tune(**settings)
+    assert resumed.status == "finished"
+    assert f"resumed from step {stopped.step}" in " ".join(resumed.notes)
+    assert bits(resumed) == bits(whole)
+    lines = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
+    # Called once more, there is nothing to do; with more steps it goes on.
+    assert bits(tune(**settings)) == bits(whole)
+    longer = tune(**settings, steps=10)
+    assert longer.step == 10 and any("8 steps and has 10 now" in note for note in longer.notes)
+
+
+def test_a_run_in_the_background_is_paused_resumed_stopped_and_gone_on_with(tune, tmp_path):
+    whole = tune(steps=40)
+    run = tune(steps=40, wait=False, out=tmp_path / "out", save_every=1000)
+    until(lambda: run.step >= 2)
+    run.pause()
+    run.pause()
+    until(lambda: run.status == "paused")
+    at = run.step
+    assert 2 <= at < 40
+    run.checkpoint()
+    until(lambda: (tmp_path / "out" / "states" / f"step_{at}").is_dir())
+    assert run.step == at and run.status == "paused" and not run.wait(0.01)
+    with pytest.raises(BlockingIOError, match="this very process"):
+        tune(steps=40, out=tmp_path / "out")
+    logits = np.asarray(run.model.logits([[1, 2, 3]]))
+    run.resume()
+    until(lambda: run.step > at)
+    assert not (np.asarray(run.model.logits([[1, 2, 3]])) == logits).all()
+    run.stop()
+    run.stop()
+    assert run.wait(60) and run.status == "stopped"
+    assert (tmp_path / "out" / "states" / f"step_{run.step}").is_dir()
+    run.pause()  # nothing is there to pause
+    assert run.status == "stopped"
+    run.start()
+    run.start()
+    assert run.wait(60) and run.status == "finished" and bits(run) == bits(whole)
+    run.start()
+    assert run.status == "finished" and not [
+        thread for thread in threading.enumerate() if thread.name == "finetune"
+    ]
+
+
+def poisoned(monkeypatch, number):
+    """Makes the loss of a step NaN, by the text of its batch."""
+    put, taken = Trainer.put, []
+
+    def broken(self, batch):
+        if batch.segments.any() and batch.weights.any():
+            taken.append(1)
+        if len(taken) == number:
+            batch = Batch(batch.tokens, batch.segments, batch.positions, batch.weights * np.nan)
+        return put(self, batch)
+
+    monkeypatch.setattr(Trainer, "put", broken)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+    tune, monkeypatch, tmp_path
+):
+    rate = gptj_lab.Optimiser(schedule="constant", warmup_steps=0)
+    settings = dict(held_out=0.0, evaluate_every=100, optimiser=rate)
+    good = tune(**settings, steps=5)
+    poisoned(monkeypatch, 6)
+    run = tune(**settings, steps=20, out=tmp_path / "out")
+    assert good.status == "finished" and run.status == "failed" and run.step == 5
+    assert "step 6: the loss became NaN" in run.error and "those after step 5" in run.error
+    assert run.error in run.notes and run.error in tune.said
+    assert bits(run)[0] == bits(good)[0]
+    assert [row["loss"] for row in run.history] == [row["loss"] for row in good.history]
+    assert (tmp_path / "out" / "states" / "step_5").is_dir()
+    monkeypatch.undo()  # a fault of the machine, say: the run goes on where it was good
+    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
+    again = tune(**settings, steps=20, out=tmp_path / "out")
+    assert again.status == "finished" and bits(again) == bits(tune(**settings, steps=20))
+
+
+@pytest.mark.parametrize("out", [None, "out"])
+def test_an_absurd_learning_rate_leaves_weights_that_work(tune, model, tmp_path, out):
+    optimiser = gptj_lab.Optimiser(learning_rate=1e30, schedule="constant", warmup_steps=3)
+    run = tune(
+        method=gptj_lab.Full(), optimiser=optimiser, steps=12, evaluate_every=2,
+        out=out and tmp_path / out,
+    )  # fmt: skip
+    assert run.status == "failed" and "Lower the learning rate" in run.error
+    assert np.isfinite(np.asarray(run.model.logits([[1, 2, 3]]))).all()
+
+
+def test_a_loss_that_grows_is_noted(tune):
+    optimiser = gptj_lab.Optimiser(learning_rate=3.0, schedule="constant", warmup_steps=0)
+    run = tune(method=gptj_lab.Full(), optimiser=optimiser, steps=8)
+    (note,) = [note for note in run.notes if "it grows" in note]
+    assert "the learning rate of 3 is too high" in note
+
+
+def test_patience_ends_a_run_that_learns_nothing_new(tune, tmp_path):
+    optimiser = gptj_lab.Optimiser(learning_rate=0.5, schedule="constant", warmup_steps=0)
+    settings = dict(optimiser=optimiser, steps=40, evaluate_every=2, patience=2)
+    run = tune(**settings, out=tmp_path / "out")
+    best = min(run.evaluations, key=lambda row: row["held_out_loss"])
+    assert run.status == "finished" and run.step == best["step"] + 4 < 40
+    assert f"stopped early at step {run.step}" in run.notes[-1]
+    assert [row["step"] for row in run.evaluations if row["best"]][-1] == best["step"]
+    again = tune(**settings, out=tmp_path / "out")
+    assert again.status == "finished" and again.step == run.step
+    with pytest.raises(ValueError, match="patience is 2, but nothing is held out"):
+        tune(patience=2, held_out=0.0)
+
+
+def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path):
+    out = tmp_path / "out"
+    tune(steps=1, out=out)
+    other = LanguageModel(
+        model.config, Transformer(model.config, key=jax.random.key(2)), model.tokenizer, "tiny"
+    )
+    for changed, sentence in (
+        (dict(batch=1), "batch is 1, but the run in .*out was begun with 2"),
+        (dict(method=gptj_lab.LoRA(rank=4, dropout=0.2)), "method.rank is 4, .* begun with 2"),
+        (dict(method=gptj_lab.Full()), "method.* is .*, but the run"),
+        (dict(seed=4), "seed is 4"),
+        (dict(context=8), "context is 8"),
+        (dict(optimiser=gptj_lab.Optimiser(weight_decay=0.5)), "optimiser.weight_decay is 0.5"),
+        (dict(data=TEXT[:-1]), "the text is another"),
+        (dict(model=other), "the model is another"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            tune(**(dict(steps=1, out=out) | changed))
+    assert tune(steps=1, out=out, evaluate_every=1, keep=1).status == "finished"
+    (out / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is no json"):
+        tune(steps=1, out=out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(steps=0), "steps is 0: a whole number of at least 1"),
+        (dict(batch=3, optimiser=gptj_lab.Optimiser(accumulate=2)), "accumulate 2 doesn't divide"),
+        (dict(dtype="int8"), "dtype is 'int8'"),
+        (dict(remat="all"), "remat is 'all'"),
+        (dict(prompts=[""]), "prompt is empty"),
+        (dict(context=100), "context is 100, .* 64"),
+        (dict(data=[{"text": ""}]), "no text|no window|holds no"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(tune, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tune(**settings)
+
+
+def test_a_text_shorter_than_a_window_trains_and_nothing_is_held_out(tune, tmp_path):
+    run = tune("the cat sat", steps=6)
+    assert run.status == "finished" and run.base_loss is None
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert [row["held_out_loss"] for row in run.evaluations] == [None, None, None]
+    assert any("Nothing is held out, so" in line for line in tune.said)
+    assert not list(tmp_path.glob("*.json*"))  # without `out` nothing is written
+    with pytest.raises(ValueError, match="give finetune out="):
+        run.checkpoint()
+
+
+def test_a_corpus_may_be_given_and_has_to_fit(tune, model, tmp_path):
+    found = corpus.prepare(TEXT, model.tokenizer, context=16, held_out=0.2, cache=tmp_path / "c")
+    same = tune(found, steps=2, context=None)
+    assert bits(same)[0] == bits(tune(steps=2))[0] and same.corpus is found
+    with pytest.raises(ValueError, match="context is 8, but the corpus has windows of 16"):
+        tune(found, context=8)
+    from gptj_lab.tokenizer import train_bpe
+
+    other = corpus.prepare(TEXT, train_bpe(["a b"], 270), context=16, cache=tmp_path / "c")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        tune(other, context=None)
+
+
+def test_a_full_disk_is_noted_and_the_run_goes_on(tune, tmp_path, monkeypatch):
+    save, refused = TrainingStates.save, []
+
+    def full(self, step, *given, **more):
+        if step in (4, 8) and step not in refused:
+            refused.append(step)
+            raise OSError(f"the state of step {step} could not be saved, the disk is full")
+        save(self, step, *given, **more)
+
+    monkeypatch.setattr(TrainingStates, "save", full)
+    run = tune(out=tmp_path / "out")
+    assert run.step == 8 and refused == [4, 8]
+    assert any("step 4 could not be saved" in note for note in run.notes)
+    # The last one is tried again at the end, and was saved then.
+    assert run.status == "finished" and (tmp_path / "out" / "states" / "step_8").is_dir()
+
+
+def test_a_broken_folder_of_records_reads_as_far_as_it_goes(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\nnonsense\n[1]\n{"step": 2, "loss": 1.0}\n{"step"')
+    found = recording.Recording(tmp_path)
+    assert [row["step"] for row in found.history] == [1, 2] and found.evaluations == []
+
+
+def test_int8_weights_and_a_mesh_train_as_they_lie(tune, model, tmp_path):
+    model.save(tmp_path / "tiny")
+    settings = dict(steps=3, method=gptj_lab.LoRA(rank=2), out=tmp_path / "out")
+    run = tune(model=load(tmp_path / "tiny", weights="int8"), **settings)
+    assert run.status == "finished" and run.model.weights == "int8"
+    assert lora.names(run.model) == ["default"] and math.isfinite(run.history[-1]["loss"])
+    mesh = gptj_lab.mesh(data=2, model=2)
+    cut = tune(model=load(tmp_path / "tiny", mesh=mesh), **(settings | {"out": None}))
+    alone = tune(model=load(tmp_path / "tiny"), **(settings | {"out": None}))
+    for ours, theirs in zip(cut.history, alone.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
+    assert cut.base_loss == pytest.approx(alone.base_loss, rel=2e-5)
+    with pytest.raises(ValueError, match="Full can't train"):
+        tune(model=load(tmp_path / "tiny", weights="int8"), method=gptj_lab.Full())
