@@ -31,7 +31,8 @@ def about(board: TuneBoard) -> Message:
     model, config = board.model, board.model.config
     return {
         "version": 1, "session": SESSION, "name": model.name or "the model",
-        "title": f"{config.family_title}, {config.num_layers} layers, d_model {config.d_model}, "
+        "title": f"{config.family_title}, {config.num_layers} layer{'s' * (config.num_layers > 1)}, "
+        f"d_model {config.d_model}, "
         f"{config.num_parameters:,} parameters, {model.weights}",
         "context": config.context, "upload_bytes": tuneboard_data.UPLOAD_BYTES,
         "part_bytes": tuneboard_data.PART_BYTES,
