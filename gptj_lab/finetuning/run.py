@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
 from gptj_lab.finetuning import export, methods, settings, soft_prompts
-from gptj_lab.finetuning.control import Control, Status
+from gptj_lab.finetuning.control import Control, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loop import Loop, like
 from gptj_lab.finetuning.lora import LoRA
@@ -140,6 +138,22 @@ class Run:
         """The model as it is now, on arrays of its own: safe to use while the run goes on."""
         return self._loop.trainer.snapshot()
 
+    def best(self) -> LanguageModel:
+        """The model of the best evaluation, of those whose state lies in the folder.
+
+        Raises:
+            ValueError: the run goes on, has no folder, or nothing was held out.
+        """
+        if self._chosen.out is None:
+            raise ValueError("the run has no folder with its best state: give finetune out=...")
+        if self.status in ("compiling", "running", "paused"):
+            raise ValueError(f"the run is {self.status}: stop it first, or wait for its end")
+        with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
+            state = states.restore_best(like(self._loop.trainer))
+        if state is None:
+            raise ValueError("no state was measured: hold out some text, and save where evaluated")
+        return self._loop.trainer.model_of(state.arrays)
+
     def start(self) -> None:
         """Begins or goes on in a thread of its own; nothing where it is finished or has failed."""
         if self.status in ("finished", "failed") or not self._control.begin():
@@ -176,11 +190,8 @@ class Run:
         if self._chosen.out is None:
             raise ValueError("the run has no folder to save its state in: give finetune out=...")
         if not self._control.wish_to_save():
-            self._states = self._states or self._open()
-            try:
-                self._loop.save_to(self._states)
-            finally:
-                self._close()
+            with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
+                self._loop.save_to(states)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the run has ended, or `timeout` seconds; whether it has ended.
@@ -215,7 +226,7 @@ class Run:
             return
         for sentence in self._beginning():
             say(sentence)
-        with _interrupts(self.stop):
+        with interrupts(self.stop):
             self._work(Aloud(say))
         if self.status == "stopped":
             kept = f"saved in {self._chosen.out}: the same call goes on from there"
@@ -286,27 +297,6 @@ def _end(reference: weakref.ref[Run]) -> None:
     if run is not None and run.status in ("compiling", "running", "paused"):
         run.stop()
         run.wait(60)
-
-
-@contextlib.contextmanager
-def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside it the first SIGINT or SIGTERM calls `stop`; a second does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def once(number: int, frame: Any) -> None:
-        signal.signal(number, previous[number])  # type: ignore[arg-type]
-        stop()
-
-    for number in previous:
-        signal.signal(number, once)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def finetune(

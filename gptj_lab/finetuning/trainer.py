@@ -134,8 +134,9 @@ class Trainer:
         """Begins one step and returns at once what it will tell: see `measures`."""
         if self._step is None:
             self.compile(batch)
+        step: Any = self._step
         with self._lock:
-            self._live, told = self._step(self._live, self._frozen, batch)
+            self._live, told = step(self._live, self._frozen, batch)
         return told
 
     @staticmethod
@@ -187,6 +188,10 @@ class Trainer:
             trained = jax.tree.leaves(methods.split(fresh, self.method)[1])
         with self._lock:
             self._live = self._live._replace(trained=trained)
+
+    def model_of(self, arrays: dict[str, Any]) -> LanguageModel:
+        """The model of what `arrays` gave at some time."""
+        return self._as_model([arrays["trained"][name] for name in self._names])
 
     def _as_model(self, trained: list[Array]) -> LanguageModel:
         tree = jax.tree.unflatten(self._trained_tree, trained)

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import gptj_lab
 from gptj_lab.checkpoints.training_state import TrainingStates
@@ -18,6 +19,7 @@ from gptj_lab.finetuning import corpus, lora, recording
 from gptj_lab.finetuning.packing import Batch
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel, load
+from gptj_lab.model.linear import Adapter
 from gptj_lab.model.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -219,7 +221,7 @@ def test_a_loss_that_grows_is_noted(tune):
 
 
 def test_patience_ends_a_run_that_learns_nothing_new(tune, tmp_path):
-    optimiser = gptj_lab.Optimiser(learning_rate=0.5, schedule="constant", warmup_steps=0)
+    optimiser = gptj_lab.Optimiser(learning_rate=0.1, schedule="constant", warmup_steps=0)
     settings = dict(optimiser=optimiser, steps=40, evaluate_every=2, patience=2)
     run = tune(**settings, out=tmp_path / "out")
     best = min(run.evaluations, key=lambda row: row["held_out_loss"])
@@ -228,6 +230,11 @@ def test_patience_ends_a_run_that_learns_nothing_new(tune, tmp_path):
     assert [row["step"] for row in run.evaluations if row["best"]][-1] == best["step"]
     again = tune(**settings, out=tmp_path / "out")
     assert again.status == "finished" and again.step == run.step
+    loss = run._loop.measuring.loss()
+    assert loss == pytest.approx(run.evaluations[-1]["held_out_loss"])
+    assert loss > best["held_out_loss"] and best["step"] > 0
+    run._loop.trainer.take(jax.tree.leaves(nnx.state(run.best().network, Adapter)))
+    assert run._loop.measuring.loss() == pytest.approx(best["held_out_loss"], rel=1e-6)
     with pytest.raises(ValueError, match="patience is 2, but nothing is held out"):
         tune(patience=2, held_out=0.0)
 
