@@ -16,6 +16,7 @@ from gptj_lab.finetuning import methods
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.methods import Estimate
 from gptj_lab.finetuning.run import Run, finetune
+from gptj_lab.finetuning.settings import fingerprint
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.widgets import theme, tuneboard_answers, tuneboard_form, tuneboard_runs
 from gptj_lab.widgets.explorer import Explorer
@@ -72,11 +73,8 @@ class TuneBoard(anywidget.AnyWidget):
         self._opened: dict[str, Playground | Explorer] = {}
         self.note = ""
         self._preparation = Preparation()
-        found = [
-            run
-            for run in _RUNS
-            if run.base is self.model and run.status in tuneboard_answers.ACTIVE
-        ]
+        active = [run for run in _RUNS if run.status in tuneboard_answers.ACTIVE]
+        found = [run for run in active if _is_of(run, self.model)]
         for run in [model] if isinstance(model, Run) else found[:1]:
             self._attach(run, settings)
         self._form = tuneboard_form.form_of(self.settings)
@@ -308,6 +306,7 @@ class TuneBoard(anywidget.AnyWidget):
 
     def _attach(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Shows a run that began elsewhere, with its text and its settings."""
+        self.model = run.base
         self._keep(run)
         if run.corpus is not None and self.source is None:
             self.source = run.corpus
@@ -350,6 +349,14 @@ class TuneBoard(anywidget.AnyWidget):
     def _prompt(self, prompt: str | None) -> str:
         prompts = self.settings.get("prompts") or ("Once upon a time",)
         return prompts[0] if prompt is None else prompt
+
+
+def _is_of(run: Run, model: LanguageModel) -> bool:
+    """Whether a run tunes that model, or the same loaded once more."""
+    if run.base is model:
+        return True
+    base = run.settings["base"]
+    return base["name"] == model.name and base["fingerprint"] == fingerprint(model)
 
 
 def _quiet(*_: Any) -> None:

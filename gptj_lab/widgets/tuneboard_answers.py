@@ -29,10 +29,10 @@ _OTHERS = 6  # runs whose held-out losses are drawn beside those of the one that
 def about(board: TuneBoard) -> Message:
     """The trait `about`: what stays as it is."""
     model, config = board.model, board.model.config
+    layers = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
     return {
         "version": 1, "session": SESSION, "name": model.name or "the model",
-        "title": f"{config.family_title}, {config.num_layers} layer{'s' * (config.num_layers > 1)}, "
-        f"d_model {config.d_model}, "
+        "title": f"{config.family_title}, {layers}, d_model {config.d_model}, "
         f"{config.num_parameters:,} parameters, {model.weights}",
         "context": config.context, "upload_bytes": tuneboard_data.UPLOAD_BYTES,
         "part_bytes": tuneboard_data.PART_BYTES,
@@ -242,8 +242,14 @@ def _save(board: TuneBoard, message: Message) -> Answer:
     directory = str(message["directory"]).strip()
     if not directory:
         raise ValueError("the folder is empty: name one to save into")
-    _run(board, message).save(directory)
-    return {"op": "saved", "text": f"Saved into {directory}."}, []
+    run = _run(board, message)
+    if not message.get("merged"):
+        run.save(directory)
+        return {"op": "saved", "text": f"Saved what was trained into {directory}."}, []
+    result = board._result_of(run)
+    result.merged().save(directory)
+    text = f"Saved a whole model into {directory}, with {result.scale:.2f} of what was learnt."
+    return {"op": "saved", "text": text}, []
 
 
 def _code(board: TuneBoard, _: Message) -> Answer:

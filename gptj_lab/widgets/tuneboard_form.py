@@ -61,7 +61,7 @@ FIELDS = (
     Field("alpha", "method", "float", "alpha", _LORA.alpha, "lora", hint="strength: alpha / rank"),
     Field("dropout", "method", "float", "dropout", _LORA.dropout, "lora", hint="0 to below 1"),
     Field("targets", "method", "targets", "matrices", list(_LORA.targets), "lora", _same(*TARGETS)),
-    Field("rslora", "method", "bool", "rsLoRA", _LORA.rslora, "lora", hint="strength: alpha / √rank"),
+    Field("rslora", "method", "bool", "rsLoRA", _LORA.rslora, "lora", hint="alpha / √rank"),
     Field("count", "method", "int", "blocks", _LAST.count, "last_blocks", hint="from the end"),
     Field("head", "method", "bool", "and the head", _LAST.head, "last_blocks"),
     Field("length", "method", "int", "vectors", _SOFT.length, "soft_prompt"),

@@ -230,7 +230,18 @@ def test_files_and_pictures_of_a_run(finished, monkeypatch):
     assert shown[0].alt == pinned["alt"]
 
 
-def test_base_and_tuned_side_by_side_and_weighed_live(finished):
+def test_held_out_losses_of_other_runs_are_drawn_beside(finished):
+    board = TuneBoard(finished.board.run)
+    board.runs.append(finished.board.run)
+    front = FrontEnd(board)
+    state, _ = front.one("poll", run=0)
+    (other,) = state["others"]
+    assert other["run"] == 1 and len(state["table"]) == state["runs"] == 2
+    expected = [[e["step"], e["held_out_loss"]] for e in finished.board.run.evaluations]
+    np.testing.assert_allclose(other["points"], expected, rtol=1e-6)
+
+
+def test_base_and_tuned_side_by_side_and_weighed_live(finished, tmp_path):
     board, ids = finished.board, [[1, 2, 3, 4]]
     opened, _ = finished.one("open", what="playground", prompt=NAUGHTY)
     play = board._opened["playground"]
@@ -247,7 +258,11 @@ def test_base_and_tuned_side_by_side_and_weighed_live(finished):
     assert not explorer._session.stale()
     finished.one("scale", scale=1)
     np.testing.assert_array_equal(play._model.logits(ids), tuned)
-    np.testing.assert_allclose(board.result.merged().logits(ids), tuned, atol=1e-5)
+    saved, _ = finished.one("save", directory=str(tmp_path / "whole"), merged=True)
+    assert "with 1.00 of what was learnt" in saved["text"]
+    whole = gptj_lab.load(tmp_path / "whole")
+    np.testing.assert_allclose(whole.logits(ids), tuned, atol=1e-5)
+    assert "the folder is empty" in finished.one("save", directory=" ")[0]["text"]
     assert "scale is 'much'" in finished.one("scale", scale="much")[0]["text"]
     assert "playground or explorer" in finished.one("open", what="shell")[0]["text"]
 
@@ -265,7 +280,8 @@ def test_a_run_is_paused_left_found_again_and_stopped(tiny_model, texts, tmp_pat
     time.sleep(0.1)
     assert run.step == state["step"]
     # The tab is closed, the cell is run again; or another cell shows the run.
-    for again in (TuneBoard(tiny_model, texts, **SMALL), TuneBoard(run)):
+    loaded_again = tiny_model.twin()
+    for again in (TuneBoard(loaded_again, texts, **SMALL), TuneBoard(run)):
         assert again.run is run and again.settings["batch"] == 2
         assert again.settings["method"] == board.settings["method"]
         assert again.wait_for_data().name == run.corpus.name
@@ -277,15 +293,12 @@ def test_a_run_is_paused_left_found_again_and_stopped(tiny_model, texts, tmp_pat
     front.one("stop")
     front.poll_until(lambda answer: answer[0]["status"] == "stopped")
     ended = run.step
-    # Another run on the folder goes on where this one was stopped.
-    run_b = board.start()
-    assert run_b is not run and f"resumed from step {ended:,}" in " ".join(run_b.notes)
+    front.one("resume")
     front.poll_until(lambda answer: answer[0]["step"] > ended)
     board.stop()
     board.wait()
-    state, _ = front.one("poll")
-    assert [row["status"] for row in state["table"]] == ["stopped", "stopped"]
-    assert state["others"][0]["run"] == 0
+    assert front.one("poll")[0]["status"] == "stopped"
+    assert sorted((tmp_path / "run" / "states").glob("*")), "Start goes on from there"
     assert not [t for t in threading.enumerate() if t.name == "finetune"]
 
 
@@ -414,7 +427,16 @@ def test_the_table_tells_in_which_settings_runs_differ():
         history=[{"loss": 2.5, "seconds": 3.0}],
     )
     rows = tuneboard_runs.rows([one, two])
-    assert [row["differs"] for row in rows] == [{"method.rank": "2"}, {"method.rank": "8"}]
+    assert [row["differs"] for row in rows] == [
+        {"method": "LoRA 2", "rank": "2"},
+        {"method": "LoRA 8", "rank": "8"},
+    ]
+    full = Told(settings={"method": {"kind": "Full"}, "optimiser": {"clip": 1.0}})
+    assert tuneboard_runs.differences([one, full]) == {
+        "method": ["LoRA 2", "Full"],
+        "seed": ["0", "–"],
+        "clip": ["–", "1.0"],
+    }
     assert (rows[1]["held_out"], rows[1]["best_step"], rows[1]["seconds"]) == (2.0, 10, 3.0)
     assert rows[0]["loss"] is None
     nan = Told(history=[{"step": 1, "loss": float("nan")}], error=None)
