@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 class Recording:
     """The history and the evaluations of a run; with a folder they are written there too.
 
-    A line is appended a step, so that a process that is killed leaves all but perhaps the last.
+    Lines are handed over at each evaluation and save; what a killed process leaves out comes again.
+    Of several processes on one folder the first one writes.
 
     Attributes:
         history: a dict a step: step, loss, rate, gradient_norm, tokens_per_second, seconds,
@@ -31,6 +34,7 @@ class Recording:
         self.history = [] if out is None else _read_lines(out / "history.jsonl")
         self.evaluations = [] if out is None else _read_lines(out / "evaluations.jsonl")
         self._files: dict[str, Any] = {}
+        self._writes = out is not None and jax.process_index() == 0
 
     def begin(self, settings: dict[str, Any], step: int) -> None:
         """Writes the settings, and forgets what was told after `step`: it will come again."""
@@ -39,10 +43,10 @@ class Recording:
         for name in ("history", "evaluations"):
             kept = [line for line in getattr(self, name) if line["step"] <= step]
             setattr(self, name, kept)
-            if self.out is not None:
+            if self.out is not None and self._writes:
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 _replace(self.out / f"{name}.jsonl", text)
-        if self.out is not None:
+        if self.out is not None and self._writes:
             _replace(self.out / "run.json", json.dumps(settings, indent=2) + "\n")
 
     def step(self, line: dict[str, Any]) -> None:
@@ -67,7 +71,7 @@ class Recording:
         self._files.clear()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        if self.out is None:
+        if self.out is None or not self._writes:
             return
         if name not in self._files:
             self._files[name] = (self.out / f"{name}.jsonl").open("a", encoding="utf-8")

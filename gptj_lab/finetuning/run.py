@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
 from gptj_lab.finetuning import export, methods, settings, soft_prompts
@@ -224,10 +226,11 @@ class Run:
         """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
         if self.status in ("finished", "failed") or not self._control.begin():
             return
-        for sentence in self._beginning():
+        first = jax.process_index() == 0  # of several processes the others are quiet
+        for sentence in self._beginning() if first else ():
             say(sentence)
         with interrupts(self.stop):
-            self._work(Aloud(say))
+            self._work(Aloud(say) if first else Quiet())
         if self.status == "stopped":
             kept = f"saved in {self._chosen.out}: the same call goes on from there"
             where = kept if self._chosen.out else "in run.model; run.train() goes on"
