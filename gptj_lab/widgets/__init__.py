@@ -7,8 +7,9 @@ if TYPE_CHECKING:
     from gptj_lab.widgets.explorer import Explorer
     from gptj_lab.widgets.meshview import MeshView
     from gptj_lab.widgets.playground import Playground
+    from gptj_lab.widgets.tuneboard import TuneBoard
 
-__all__ = ["Explorer", "MeshView", "Playground"]
+__all__ = ["Explorer", "MeshView", "Playground", "TuneBoard"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,14 +21,6 @@ export const MARKS = { // of what is chosen, on any cell: a line with a rim
   light: { line: "#c2185b", rim: "#ffffff" },
   dark: { line: "#ffd23e", rim: "#000000" },
 };
-// Lines of several tokens or models: colour, dash and the mark at their ends differ together.
-export const LINES = [
-  { light: "#17508f", dark: "#78b2ea", dash: "", mark: "●" },
-  { light: "#a34700", dark: "#ffab5c", dash: "7 4", mark: "■" },
-  { light: "#9116e8", dark: "#f3f6da", dash: "2 3", mark: "▲" },
-  { light: "#00634a", dark: "#5cd6ae", dash: "10 3 2 3", mark: "◆" },
-  { light: "#4a4f57", dark: "#9aa3ad", dash: "4 2 1 2 1 2", mark: "✚" },
-];
 
 const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 

@@ -42,9 +42,10 @@ function render({ model, el }) {
   let running = false;
   let asked = 0; // when the run began, ms
   let firstAt = null;
-  let tokens = []; // {id, logprob, alternatives: [[id, logprob]], where}
-  let made = 0;
-  let current = -1;
+  // The texts: A's, and B's beside it where two models are compared; its tokens are
+  // {id, logprob, alternatives: [[id, logprob]], where}.
+  const lists = ["a", ...(model.get("model_b_name") ? ["b"] : [])].map((of) => ({ of, tokens: [], made: 0, current: -1 }));
+  let list = lists[0]; // the one that is being made
   const names = new Map(); // id → [display, text or null]
 
   const make = (tag, className, text) => {
@@ -56,7 +57,8 @@ function render({ model, el }) {
   const root = make("section", "gptj-view gptj-playground");
   root.setAttribute("aria-label", "Playground");
 
-  const promptLabel = make("label", "gptj-prompt-label", `Prompt for ${model.get("model_name")}`);
+  const both = model.get("model_b_name") ? ` and ${model.get("model_b_name")}` : "";
+  const promptLabel = make("label", "gptj-prompt-label", `Prompt for ${model.get("model_name")}${both}`);
   const prompt = make("textarea", "gptj-prompt");
   prompt.rows = 3;
   prompt.spellcheck = false;
@@ -109,14 +111,22 @@ function render({ model, el }) {
   note.hidden = true;
 
   const body = make("div", "gptj-body");
-  const text = make("div", "gptj-tokens");
-  text.setAttribute("role", "listbox");
-  text.setAttribute("aria-label", "Tokens, coloured by probability; arrow keys move");
-  text.setAttribute("aria-orientation", "horizontal");
+  const texts = make("div", "gptj-texts");
+  for (const each of lists) {
+    const name = model.get(each.of === "a" ? "model_name" : "model_b_name");
+    each.node = make("div", "gptj-tokens");
+    each.node.setAttribute("role", "listbox");
+    each.node.setAttribute("aria-label", `Tokens${lists.length > 1 ? ` of ${name}` : ""}, coloured by probability; arrow keys move`);
+    each.node.setAttribute("aria-orientation", "horizontal");
+    const column = make("div", "gptj-column");
+    if (lists.length > 1) column.append(make("p", "gptj-caption", name));
+    column.append(each.node);
+    texts.append(column);
+  }
   const detail = make("aside", "gptj-detail");
   detail.setAttribute("aria-label", "The chosen token");
   detail.append(make("p", "gptj-hint", "Point at a token, or move with the arrow keys."));
-  body.append(text, detail);
+  body.append(texts, detail);
 
   const legend = make("div", "gptj-legend");
   legend.append(make("span", "gptj-caption", "probability:"));
@@ -136,16 +146,17 @@ function render({ model, el }) {
 
   const display = (id) => names.get(id)?.[0] ?? `#${id}`;
 
-  function show(index) {
-    const token = tokens[index];
+  function show(of, index) {
+    const token = of.tokens[index];
     if (!token) return;
-    if (current >= 0 && text.children[current]) {
-      text.children[current].tabIndex = -1;
-      text.children[current].setAttribute("aria-selected", "false");
+    const before = of.node.children[of.current];
+    if (before) {
+      before.tabIndex = -1;
+      before.setAttribute("aria-selected", "false");
     }
-    current = index;
-    text.children[index].tabIndex = 0;
-    text.children[index].setAttribute("aria-selected", "true");
+    of.current = index;
+    of.node.children[index].tabIndex = 0;
+    of.node.children[index].setAttribute("aria-selected", "true");
     detail.replaceChildren();
     const title = make("p", "gptj-title");
     title.append(make("code", "", display(token.id)), make("span", "gptj-id", ` token ${token.id}`));
@@ -172,8 +183,8 @@ function render({ model, el }) {
   }
 
   function add(token) {
-    const index = tokens.length;
-    tokens.push(token);
+    const index = list.tokens.length;
+    list.tokens.push(token);
     const known = names.get(token.id);
     const first = Number.isNaN(token.logprob);
     const kind = first ? "gptj-first" : `gptj-bin-${bin(Math.exp(token.logprob))}`;
@@ -184,26 +195,37 @@ function render({ model, el }) {
     node.setAttribute("aria-selected", "false");
     node.setAttribute("aria-label", first ? display(token.id) : `${display(token.id)} ${percent(token.logprob)}`);
     node.tabIndex = index === 0 ? 0 : -1;
-    text.append(node);
+    list.node.append(node);
+  }
+  // Where B's text leaves A's: both tokens are framed, and the place is told.
+  function part() {
+    const [a, b] = lists;
+    const at = b.tokens.findIndex((token, i) => token.id !== a.tokens[i]?.id);
+    for (const each of at < 0 ? [] : lists) each.node.children[at]?.classList.add("gptj-parting");
+    const shared = (at < 0 ? b.tokens : b.tokens.slice(0, at)).filter((token) => token.where === "output").length;
+    return at < 0 && a.made === b.made ? ", both texts are the same" : `, the texts share ${shared} token${shared === 1 ? "" : "s"} and then part`;
   }
 
-  const at = (event) => Array.prototype.indexOf.call(text.children, event.target);
-  text.addEventListener("pointerover", (event) => show(at(event)));
-  text.addEventListener("focusin", (event) => show(at(event)));
-  text.addEventListener("keydown", (event) => {
-    const moves = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: tokens.length - 1 };
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const next = Math.min(Math.max(moves[event.key], 0), tokens.length - 1);
-    text.children[next]?.focus();
-  });
+  for (const of of lists) {
+    const at = (event) => Array.prototype.indexOf.call(of.node.children, event.target);
+    of.node.addEventListener("pointerover", (event) => show(of, at(event)));
+    of.node.addEventListener("focusin", (event) => show(of, at(event)));
+    of.node.addEventListener("keydown", (event) => {
+      const moves = { ArrowRight: of.current + 1, ArrowLeft: of.current - 1, Home: 0, End: of.tokens.length - 1 };
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const next = Math.min(Math.max(moves[event.key], 0), of.tokens.length - 1);
+      of.node.children[next]?.focus();
+    });
+  }
 
   function clear() {
-    tokens = [];
-    made = 0;
-    current = -1;
-    text.replaceChildren();
+    for (const each of lists) {
+      Object.assign(each, { tokens: [], made: 0, current: -1 });
+      each.node.replaceChildren();
+    }
+    list = lists[0];
     alert.hidden = note.hidden = true;
   }
 
@@ -217,12 +239,16 @@ function render({ model, el }) {
 
   function speed() {
     const seconds = (Date.now() - firstAt) / 1000;
+    const { made } = list;
     const rate = made > 1 && seconds > 0 ? `, ${((made - 1) / seconds).toFixed(0)} tokens/s` : "";
     return `${made} tokens${rate}, first after ${((firstAt - asked) / 1000).toFixed(2)} s`;
   }
 
   function start() {
     clear();
+    begin();
+  }
+  function begin() {
     request += 1;
     running = true;
     asked = Date.now();
@@ -234,7 +260,7 @@ function render({ model, el }) {
     told.textContent = "generating";
     const settings = { keep_end: keep.checked };
     for (const each of CONTROLS) settings[each.name] = inputs[each.name].value;
-    model.send({ op: "start", req: `${me}-${request}`, prompt: prompt.value, settings });
+    model.send({ op: "start", req: `${me}-${request}`, of: list.of, prompt: prompt.value, settings });
   }
 
   function halt() {
@@ -272,6 +298,7 @@ function render({ model, el }) {
       note.hidden = !message.notes.length;
       if (running) model.send({ op: "next", req: message.req });
     } else if (message.op === "tokens") {
+      list = lists.find((each) => each.of === message.of) ?? lists[0];
       for (const [id, name] of Object.entries(message.names)) names.set(Number(id), name);
       const [ids, logprobs, otherIds, otherLogprobs] = buffers.map(
         (buffer, i) => new (i % 2 ? Float32Array : Int32Array)(
@@ -284,19 +311,24 @@ function render({ model, el }) {
           if (otherLogprobs[j] > -Infinity) alternatives.push([otherIds[j], otherLogprobs[j]]);
         }
         add({ id: ids[i], logprob: logprobs[i], alternatives, where: message.where });
-        if (message.where === "output") made += 1;
+        if (message.where === "output") list.made += 1;
       }
       if (message.where === "output" && firstAt === null && ids.length) firstAt = Date.now();
       if (message.where === "prompt" || !message.last) return;
       if (message.old) {
-        status.textContent = `${FINISHED[message.finish_reason]}: ${made} tokens`;
+        status.textContent = `${FINISHED[message.finish_reason]}: ${list.made} tokens${list.of === "b" ? part() : ""}`;
         return;
       }
       status.textContent = message.finish_reason
         ? `${FINISHED[message.finish_reason]}: ${speed()}`
         : speed();
-      if (message.finish_reason) settle(status.textContent);
-      else model.send({ op: "next", req: message.req });
+      if (message.finish_reason && list.of === "a" && lists[1]) {
+        [list] = lists.slice(1);
+        begin();
+      } else if (message.finish_reason) {
+        if (list.of === "b") status.textContent += part();
+        settle(status.textContent);
+      } else model.send({ op: "next", req: message.req });
     }
   }
   model.on("msg:custom", receive);

@@ -44,6 +44,9 @@ class Playground(anywidget.AnyWidget):
     Args:
         prompt: the first text in the box.
         autorun: generate at once, so that the saved notebook shows a picture.
+        compare: a second model (the base of a fine-tune): each prompt is continued by it too, with
+            the same settings and seed, beside the first's text.
+        names: what both are called in the view; by default their own names.
         settings: as of `LanguageModel.generate`, without samples.
 
     Raises:
@@ -54,11 +57,19 @@ class Playground(anywidget.AnyWidget):
     _css = theme.style("playground")
 
     model_name = traitlets.Unicode().tag(sync=True)
+    model_b_name = traitlets.Unicode().tag(sync=True)
     prompt = traitlets.Unicode().tag(sync=True)
     settings = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self, model: LanguageModel, prompt: str = "", *, autorun: bool = False, **settings: Any
+        self,
+        model: LanguageModel,
+        prompt: str = "",
+        *,
+        autorun: bool = False,
+        compare: LanguageModel | None = None,
+        names: tuple[str, str] | None = None,
+        **settings: Any,
     ):
         # Checked now, by what will use them, not at the first click.
         half = max(1, model.config.context // 2)
@@ -67,10 +78,15 @@ class Playground(anywidget.AnyWidget):
         if "samples" in settings:
             raise TypeError("samples: the Playground shows one text; use model.generate")
         self._model = model
-        self._decoding: Decoding | None = None
+        self._models = {"a": model} | ({} if compare is None else {"b": compare})
+        self._decodings: dict[str, Decoding] = {}
+        self._of = "a"  # whose text is being made
         self._request: str | None = None
         self._sent = 0
-        super().__init__(model_name=model.name, prompt=prompt, settings=shown)
+        name, name_b = names or (model.name, compare.name or "model B" if compare else "")
+        super().__init__(
+            model_name=name, model_b_name=name_b if compare else "", prompt=prompt, settings=shown
+        )
         self.on_msg(self._receive)
         if autorun:
             self.run()
@@ -83,14 +99,23 @@ class Playground(anywidget.AnyWidget):
         Raises:
             TypeError, ValueError: the prompt or a setting is refused; the message says why.
         """
-        self._begin(self.prompt, self.settings)
-        assert self._decoding is not None
-        return self._decoding.complete()[0]
+        for of in self._models:
+            self._begin(self.prompt, self.settings, of)
+            self._decodings[of].complete()
+        return self._decodings["a"].completions()[0]
 
     @property
     def completion(self) -> Completion | None:
         """What was generated last; None before the first run."""
-        return None if self._decoding is None else self._decoding.completions()[0]
+        return self._completion("a")
+
+    @property
+    def completion_b(self) -> Completion | None:
+        """What the second model made of the same prompt; None without one."""
+        return self._completion("b")
+
+    def _completion(self, of: str) -> Completion | None:
+        return self._decodings[of].completions()[0] if of in self._decodings else None
 
     def code(self) -> str:
         """The Python that gives the same text."""
@@ -141,13 +166,15 @@ class Playground(anywidget.AnyWidget):
     def _answer(self, message: dict[str, Any], request: str) -> None:
         match message["op"]:
             case "hello":
-                if self._row is not None and self._request is None:
-                    self._send_tokens(request, "prompt", self._row.prompt_tokens or [], old=True)
-                    self._send_tokens(request, "output", self._row.tokens, old=True)
+                for of in self._decodings if self._request is None else ():
+                    self._of = of
+                    row = self._decodings[of].rows[0]
+                    self._send_tokens(request, "prompt", row.prompt_tokens or [], old=True)
+                    self._send_tokens(request, "output", row.tokens, old=True)
             case "start":
                 settings = _numbers(message["settings"])
                 self.cancel()
-                self._begin(message["prompt"], self.settings | settings)
+                self._begin(message["prompt"], self.settings | settings, message.get("of", "a"))
                 self._request = request
                 self.send({"op": "started", "req": request, "notes": self._notes()})
             case "next" if request == self._request:
@@ -161,11 +188,20 @@ class Playground(anywidget.AnyWidget):
             self._decoding.cancel()
         self._request = None
 
-    def _begin(self, prompt: str, settings: dict[str, Any]) -> None:
+    @property
+    def _decoding(self) -> Decoding | None:
+        return self._decodings.get(self._of)
+
+    def _begin(self, prompt: str, settings: dict[str, Any], of: str = "a") -> None:
         if not isinstance(prompt, str):
             raise TypeError(f"the prompt is a {type(prompt).__name__}: a str is needed")
-        decoding = Decoding(self._model, prompt, prompt_logprobs=True, **settings)
-        self._decoding, self._sent, self._request = decoding, 0, None
+        if of not in self._models:
+            raise ValueError(f"of is {of!r}: the models here are {', '.join(self._models)}")
+        decoding = Decoding(self._models[of], prompt, prompt_logprobs=True, **settings)
+        if of == "a":
+            self._decodings.clear()
+        self._decodings[of], self._of = decoding, of
+        self._sent, self._request = 0, None
         with self.hold_sync():
             self.prompt, self.settings = prompt, settings
 
@@ -192,6 +228,7 @@ class Playground(anywidget.AnyWidget):
             message = {
                 "op": "tokens",
                 "req": request,
+                "of": self._of,
                 "where": where,
                 "last": last,  # the view asks on after the last piece only
                 "names": token_names(self._model.tokenizer, shown),
@@ -225,24 +262,34 @@ class Playground(anywidget.AnyWidget):
 
     @property
     def _row(self) -> Row | None:
+        """Of the text that is being made, or was made last."""
         return None if self._decoding is None else self._decoding.rows[0]
+
+    def _names(self) -> dict[str, str]:
+        return {"a": self.model_name, "b": self.model_b_name}
 
     def _summary(self) -> str:
         if self._row is None:
             return f"Playground for {self.model_name}: nothing generated yet"
-        said = self._row.prompt[-200:] + self._row.text
+        rows = {of: decoding.rows[0] for of, decoding in self._decodings.items()}
+        told = [f"The text: {rows['a'].prompt[-200:]}{rows['a'].text}"]
+        if "b" in rows:
+            told.append(f"The text of {self.model_b_name}: {rows['b'].text}")
         return (
             f"Playground for {self.model_name}: tokens coloured by probability, pale where likely. "
-            f"The text: {said}"
+            + " ".join(told)
         )
 
     def _picture(self) -> bytes:
-        assert self._row is not None
-        row = self._row
-        prompt = row.prompt_tokens or [Token(i, math.nan, ()) for i in row.prompt_ids]
-        tokenizer = self._model.tokenizer
-        spans = [(*token_name(tokenizer, token.id), token.logprob, True) for token in prompt[-120:]]
-        spans += [(*token_name(tokenizer, t.id), t.logprob, False) for t in row.tokens[:400]]
+        tokenizer, spans = self._model.tokenizer, []
+        for of, decoding in self._decodings.items():
+            row = decoding.rows[0]
+            if len(self._models) > 1:
+                name = f"{self._names()[of]}:\n"
+                spans.append((name if of == "a" else f"\n\n{name}", None, math.nan, False))
+            prompt = row.prompt_tokens or [Token(i, math.nan, ()) for i in row.prompt_ids]
+            spans += [(*token_name(tokenizer, t.id), t.logprob, True) for t in prompt[-120:]]
+            spans += [(*token_name(tokenizer, t.id), t.logprob, False) for t in row.tokens[:400]]
         return _draw(self.model_name, spans)
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_MADE_OF_PARTS = ("explorer", "tuneboard")  # the views that parts.js is joined to
 # What packing must not touch: strings, templates (in their braces another may stand), patterns.
 _TEMPLATE = r"`(?:\\.|\$\{(?:[^`{}]|`(?:\\.|[^`\\])*`|\{[^{}]*\})*\}|[^`\\$]|\$(?!\{))*`"
 _TOKEN = re.compile(
@@ -13,7 +14,7 @@ _TOKEN = re.compile(
 
 
 def script(view: str) -> str:
-    """The view's ES module, its parts (`view_*.js`) and theme.js before it, packed: no bundler."""
+    """The view's ES module, its `view_*.js` and what is shared before it, packed: no bundler."""
     return packed(_joined(view, "js"))
 
 
@@ -43,7 +44,8 @@ def _tight(code: str) -> str:
 
 
 def _joined(view: str, kind: str) -> str:
-    parts = sorted(path.stem for path in _HERE.glob(f"{view}_*.{kind}"))
+    shared = ["theme", "parts"] if kind == "js" and view in _MADE_OF_PARTS else ["theme"]
+    own = sorted(path.stem for path in _HERE.glob(f"{view}_*.{kind}"))
     return "\n".join(
-        (_HERE / f"{name}.{kind}").read_text("utf-8") for name in ("theme", *parts, view)
+        (_HERE / f"{name}.{kind}").read_text("utf-8") for name in (*shared, *own, view)
     )

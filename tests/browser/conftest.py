@@ -1,5 +1,6 @@
 """A real JupyterLab server and a real Chromium, one of each for all browser tests."""
 
+import json
 import os
 import secrets
 import shutil
@@ -140,3 +141,52 @@ def run_cell():
         page.keyboard.press("Shift+Enter")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def open_code(lab, browser):
+    """A function: a page with a new notebook of one cell with that code, not run yet."""
+    folder, address, token = lab
+
+    def opened(name, code, host="lab"):
+        cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None}
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = {
+            "cells": [cell | {"outputs": [], "source": code}],
+            "metadata": {"kernelspec": kernel},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
+        page = browser.new_page(viewport={"width": 1500, "height": 1300})
+        page.set_default_timeout(60_000)
+        page.sent = []  # what the page tells the kernel
+        page.on("websocket", lambda ws: ws.on("framesent", lambda f: page.sent.append(f)))
+        where = {"lab": f"lab/workspaces/{name}/tree", "notebook": "notebooks"}[host]
+        page.goto(f"{address}/{where}/{name}.ipynb?token={token}")
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        if host == "lab":
+            page.get_by_text("| Idle").wait_for()
+            page.keyboard.press("Control+b")  # the folder's list away: room for the view
+        else:
+            page.locator(".jp-NotebookKernelStatus", has_text="").first.wait_for(state="attached")
+            page.wait_for_timeout(3000)
+        return page
+
+    return opened
+
+
+@pytest.fixture
+def python(run_cell):
+    """A function: the value of an expression in the kernel, through JSON."""
+
+    def evaluate(page, expression):
+        mark = f"IS{os.urandom(4).hex()}"
+        run_cell(page, f"import json; print('{mark}', json.dumps({expression}))")
+        output = page.locator(".jp-OutputArea-output", has_text=mark).last
+        output.wait_for(timeout=60_000)
+        text = output.inner_text()
+        assert text.startswith(mark), text  # an error names the line, and with it the mark
+        return json.loads(text.split(mark, 1)[1])
+
+    return evaluate

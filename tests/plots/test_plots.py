@@ -41,7 +41,17 @@ EVERY = {
     "patching_grid": lambda: plots.patching_grid(numbers(4, 9), ROWS, TOKENS),
     "score_bars": lambda: plots.score_bars({"layer 1 head 2": 0.5, "$b$": -0.1}, "score"),
     "loss_curve": lambda: plots.loss_curve({"tales": [(0, 8.0), (1e6, 3.0)]}),
+    "training_curves": lambda: training(),
 }
+STEPS = np.arange(1, 41, dtype=np.float32)
+
+
+def training(**more):
+    held = np.array([[0, 20, 40], [3.5, 2.5, 2.75]], np.float32)
+    loss = 2 + np.exp(-STEPS / 10)
+    below = {"learning rate": STEPS * 1e-4, "$g$ gradient norm": 1 / STEPS}
+    shown = {"title": "tiny, $LoRA$ <b>rank 8</b>", "base_loss": 3.5, "below": below}
+    return plots.training_curves(STEPS, loss, held, **(shown | more))
 
 
 def texts(figure) -> str:
@@ -149,6 +159,21 @@ def test_nothing_lies_in_the_middle_of_what_has_signs():
         assert image.norm(0.0) == 0.5 and 0 <= image.norm(values.max()) <= 1
 
 
+def test_a_run_tells_where_it_began_ended_and_was_best():
+    figure = training()
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_array_equal(lines["held out"].get_ydata(), [3.5, 2.5, 2.75])
+    assert lines["best: 2.500"].get_xdata() == [20]
+    assert "from 2.90 to 2.02 nats a token" in plots.alt_text(figure)
+    assert "from 3.50 to 2.75, lowest at step 20 with 2.50" in plots.alt_text(figure)
+    assert len(figure.axes) == 3 and len(training(below=None).axes) == 1
+    nothing = np.zeros((2, 0), np.float32)
+    unknown = np.full(40, np.nan, np.float32)
+    bare = plots.training_curves(STEPS, unknown, nothing)
+    assert plots.alt_text(bare) == "40 steps." and plots.png(bare)
+
+
 def test_what_is_not_known_is_said():
     unknown = np.full((2, 3), np.nan, np.float32)
     assert "Nothing is known" in plots.alt_text(plots.head_scores(unknown, "score"))
@@ -166,6 +191,11 @@ def test_what_is_not_known_is_said():
         ),
         (lambda: plots.patching_grid(numbers(2, 3), ["0"], list("abc")), "there are 1, but 2 rows"),
         (lambda: plots.score_bars({}, "score"), "scores is empty"),
+        (lambda: training(below={"rate": STEPS[:3]}), "points of rate: there are 3, but 40 steps"),
+        (
+            lambda: plots.training_curves(STEPS[:0], STEPS[:0], np.zeros((2, 0), np.float32)),
+            "no step yet",
+        ),
         (lambda: plots.lines_over_layers({}, ROWS, "nats"), "curves is empty"),
         (lambda: plots.rank_lines({"a": [1]}, ROWS), "points of 'a': there are 1, but 4 layers"),
         (lambda: plots.attribution_waterfall(["a"], numbers(2)), "there are 1, but 2 values"),

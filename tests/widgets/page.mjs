@@ -7,7 +7,7 @@ export async function module(name) {
   const parts = readdirSync(folder).filter((file) => file.startsWith(`${name}_`) && file.endsWith(".js")).sort();
   const packed = process.env.GPTJ_LAB_PACKED;
   const source = packed ? readFileSync(`${packed}/${name}.js`, "utf8")
-    : ["theme.js", ...parts, `${name}.js`].map((file) => readFileSync(new URL(file, folder), "utf8")).join("\n");
+    : ["theme.js", ...(["explorer", "tuneboard"].includes(name) ? ["parts.js"] : []), ...parts, `${name}.js`].map((file) => readFileSync(new URL(file, folder), "utf8")).join("\n");
   const view = await import("data:text/javascript;base64," + Buffer.from(source).toString("base64"));
   return { source, view };
 }

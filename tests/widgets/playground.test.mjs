@@ -6,13 +6,13 @@ import { Node, module, page as makePage } from "./page.mjs";
 
 const { source, view } = await module("playground");
 
-function setup() {
+function setup(more = {}) {
   const doc = makePage();
   const el = new Node("div", doc);
   const sent = [];
   const handlers = [];
   const state = { model_name: "tiny", prompt: "a <b>",
-    settings: { temperature: 0.8, top_p: 0.95, top_k: 0, max_new_tokens: 9, seed: 0 } };
+    settings: { temperature: 0.8, top_p: 0.95, top_k: 0, max_new_tokens: 9, seed: 0 }, ...more };
   const model = {
     get: (name) => state[name],
     send: (message) => sent.push(message),
@@ -103,6 +103,31 @@ test("arrow keys walk, the chosen token shows its probability, rank and alternat
   assert.equal(list.filter((n) => n.tabIndex === 0).length, 1);
   assert.match(el.get("gptj-probability").textContent, /0\.4 %, number 1/);
   assert.equal(el.get("gptj-alternatives").children.length, 2);
+});
+
+test("two models: B's text is asked for after A's, and where they part is framed and told", () => {
+  const { el, sent, answer } = setup({ model_b_name: "base <b>" });
+  assert.equal(el.all("gptj-tokens").length, 2);
+  assert.ok(el.get("gptj-texts").textContent.includes("base <b>"));
+  el.get("gptj-generate").fire("click");
+  const names = { 1: ["a", "a"], 2: ["b", "b"], 3: ["c", "c"], 7: ["z", "z"] };
+  assert.equal(sent.at(-1).of, "a");
+  answer({ op: "started", req: sent.at(-1).req, notes: [] });
+  answer(...tokens(sent.at(-1).req, [1, 2, 3], names, { of: "a", finish_reason: "length" }));
+  const start = sent.at(-1);
+  assert.equal(start.op, "start");
+  assert.equal(start.of, "b");
+  answer({ op: "started", req: start.req, notes: [] });
+  answer(...tokens(start.req, [1, 3], names, { of: "b", finish_reason: "length" }));
+  const [a, b] = el.all("gptj-tokens");
+  assert.deepEqual([a.textContent, b.textContent], ["abc", "ac"]);
+  assert.ok(a.children[1].classList.contains("gptj-parting") && b.children[1].classList.contains("gptj-parting"));
+  assert.match(el.get("gptj-status").textContent, /the texts share 1 token and then part/);
+  assert.equal(el.get("gptj-generate").disabled, false);
+  b.children[0].focus();
+  b.children[0].fire("keydown", { key: "End" });
+  assert.equal(b.children[1].getAttribute("aria-selected"), "true");
+  assert.equal(a.children[1].getAttribute("aria-selected"), "false");
 });
 
 test("a closed view lets go", () => {

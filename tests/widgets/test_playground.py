@@ -186,6 +186,31 @@ def test_a_view_shown_later_gets_the_last_run(model):
     assert FrontEnd(gptj_lab.widgets.Playground(model)).send("hello", "v") == []
 
 
+def test_two_models_continue_the_same_prompt(model):
+    other = model.twin()
+    head = other.network.head.weight
+    head.set_value(head.get_value()[::-1])
+    play = gptj_lab.widgets.Playground(
+        model, "the cat", compare=other, names=("A", "the other"), max_new_tokens=8
+    )
+    play.run()
+    assert play.completion.text == model.generate("the cat", **play.settings)[0].text
+    assert play.completion_b.text == other.generate("the cat", **play.settings)[0].text
+    assert play.completion.token_ids != play.completion_b.token_ids
+    data, metadata = play._repr_mimebundle_()
+    assert "The text of the other:" in metadata["image/png"]["alt"]
+    front = FrontEnd(play)
+    sent = front.send("hello", "v")
+    assert [content["of"] for content, _ in sent] == ["a", "a", "b", "b"]
+    front.start("c", "the dog", max_new_tokens="3")
+    assert {content["of"] for content, _ in front.pull("c")} == {"a"}
+    (started,) = front.send("start", "d", prompt="the dog", settings=CONTROLS, of="b")
+    assert started[0]["op"] == "started"
+    assert {content["of"] for content, _ in front.pull("d")} == {"b"}
+    (refused,) = front.send("start", "e", prompt="the dog", settings=CONTROLS, of="c")
+    assert "of is 'c'" in refused[0]["text"]
+
+
 def test_the_still_picture_has_alt_text_and_no_html(model):
     from PIL import Image
 

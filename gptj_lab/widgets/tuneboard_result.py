@@ -1,0 +1,88 @@
+"""A run's model beside its base, with what was learnt weighed live."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptj_lab.finetuning import lora
+from gptj_lab.finetuning.run import Run
+from gptj_lab.language_model import LanguageModel
+from gptj_lab.model.transformer import Transformer
+
+
+class Result:
+    """The base and the tuned model of a run, for views that compare them.
+
+    `model` stays one object: what `scale` and `refresh` change is seen by every view that has it.
+
+    Attributes:
+        run: whose result it is.
+        base: the model before.
+        model: the tuned model as `scale` has it.
+    """
+
+    def __init__(self, run: Run):
+        self.run, self.base = run, run.base
+        self._tuned = run.model
+        self._step = run.step
+        self.model = self._tuned.twin()
+        self._scale = 1.0
+
+    @property
+    def scale(self) -> float:
+        """How much of what was learnt is added: 1 is as trained, 0 the base.
+
+        Of adapters it weighs what they add; of other weights it goes along the line from the
+        base's to the tuned ones (Wortsman et al. 2021).
+
+        Raises:
+            ValueError: setting it to no finite number, or of a method that can't be weighed.
+        """
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        if (
+            isinstance(scale, bool)
+            or not isinstance(scale, int | float)
+            or not math.isfinite(scale)
+        ):
+            raise ValueError(f"scale is {scale!r}: a number is needed, 1 is as trained")
+        self.model.network = self._weighed(float(scale))
+        self._scale = float(scale)
+
+    def refresh(self) -> LanguageModel:
+        """`model`, of the weights that the run has now."""
+        if self.run.step != self._step:
+            self._step, self._tuned = self.run.step, self.run.model
+            self.scale = self._scale
+        return self.model
+
+    def merged(self) -> LanguageModel:
+        """`model` with its adapters added into its matrices; a model without any as it is."""
+        return lora.merged(self.model) if lora.names(self.model) else self.model.twin()
+
+    def _weighed(self, scale: float) -> Transformer:
+        names = lora.names(self._tuned)
+        if names:
+            return lora.weighed(self._tuned, **dict.fromkeys(names, scale)).network
+        if scale == 0:
+            return nnx.clone(self.base.network)
+        if scale == 1:
+            return nnx.clone(self._tuned.network)
+        graph, tuned = nnx.split(self._tuned.network)
+        base = nnx.split(self.base.network)[1]
+        if jax.tree.structure(base) != jax.tree.structure(tuned):
+            raise ValueError(f"scale is {scale}: a soft prompt is there (1) or not (0)")
+        return nnx.merge(graph, jax.tree.map(lambda b, t: _between(b, t, scale), base, tuned))
+
+
+def _between(base: jax.Array, tuned: jax.Array, scale: float) -> jax.Array:
+    if base is tuned or not jnp.issubdtype(tuned.dtype, jnp.floating):
+        return tuned
+    start = base.astype(jnp.float32)
+    return (start + scale * (tuned.astype(jnp.float32) - start)).astype(tuned.dtype)
