@@ -110,3 +110,59 @@ def test_train_pocket_leaves_a_model_its_measures_and_its_curve(tmp_path, capsys
     assert gptj_lab.load(out / "pocket").generate("once", max_new_tokens=2)[0].token_ids
     assert cli.main(["train-pocket", "--text", str(tmp_path / "no"), "--out", str(out)]) == 2
     assert "is not a directory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and the dog sat on the log\n" * 60)
+    return tmp_path / "text.txt"
+
+
+def finetune(folder, text, out, *more):
+    sizes = ["--batch", "2", "--context", "16", "--rank", "2", "--steps", "4"]
+    return cli.main(["finetune", str(text), "--out", str(out), "--model", folder, *sizes, *more])
+
+
+def test_finetune_trains_as_python_does_and_goes_on(quick_compiles, folder, text, tmp_path, capsys):
+    more = ["--learning-rate", "0.01"]
+    assert finetune(folder, text, tmp_path / "out", *more) == 0
+    out, _ = capsys.readouterr()
+    told = [line for line in out.splitlines() if line.startswith("step ")]
+    assert len(told) == 5
+    from gptj_lab.finetuning import export
+
+    model = gptj_lab.load(folder)
+    run = gptj_lab.finetune(
+        model, text, method=gptj_lab.LoRA(rank=2), batch=2, context=16, steps=4,
+        optimiser=gptj_lab.Optimiser(learning_rate=0.01), say=lambda line: None,
+    )  # fmt: skip
+    tuned = export.load_adapter(model, tmp_path / "out" / "result")
+    assert (tuned.logits([[1, 2]]) == run.model.logits([[1, 2]])).all()
+    assert finetune(folder, text, tmp_path / "out", *more) == 0
+    assert "resumed from step 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "full"], "--rank belongs to --method lora, not to full"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--targets", "q,x"], "targets names 'x'"),
+        (["--mesh-model", "64"], "model=64 doesn't divide the 8 cpu devices"),
+    ],
+)
+def test_finetune_says_what_is_wrong_in_one_sentence(folder, text, tmp_path, capsys, more, message):
+    assert finetune(folder, text, tmp_path / "out", *more) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and "Traceback" not in err and out == ""
+    assert cli.main(["finetune", "no/text.txt", "--out", str(tmp_path), "--model", folder]) == 2
+    assert "no/text.txt is no file or folder" in capsys.readouterr().err
+
+
+def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, capsys, monkeypatch):
+    run = type("Run", (), {"status": "stopped"})()
+    monkeypatch.setattr("gptj_lab.finetuning.run.finetune", lambda *given, **more: run)
+    assert finetune(folder, text, tmp_path / "out") == 130
+    run.status = "failed"
+    assert finetune(folder, text, tmp_path / "out") == 1

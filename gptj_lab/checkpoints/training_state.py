@@ -1,5 +1,6 @@
 """Saving and resuming a run: arrays (Orbax) and a record, whole or absent, in a locked folder."""
 
+import contextlib
 import json
 import math
 import os
@@ -155,9 +156,7 @@ class TrainingStates:
         try:
             self.wait()
         finally:
-            if self._orbax is not None:
-                self._orbax.close()
-                self._orbax = None
+            self._let_orbax_go()
             if self._lock is not None:
                 self._lock.release()
 
@@ -178,6 +177,12 @@ class TrainingStates:
         if self._orbax is None:
             self._orbax = state_arrays.checkpointer()
         return self._orbax
+
+    def _let_orbax_go(self) -> None:
+        orbax, self._orbax = self._orbax, None
+        with contextlib.suppress(Exception):  # told already; it raises what it raised once more
+            if orbax is not None:
+                orbax.close()
 
     def _finish(self, step: int, aside: Path, text: str) -> None:
         """Waits for Orbax, seals, renames, removes old states; in a thread of its own."""
@@ -249,6 +254,7 @@ class TrainingStates:
         )
 
     def _refuse(self, step: int, error: Exception) -> NoReturn:
+        self._let_orbax_go()
         why = f"{type(error).__name__}: {error}"
         if any(words in str(error) for words in _FULL):
             free = shutil.disk_usage(self.folder).free / 1e6

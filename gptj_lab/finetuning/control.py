@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 Status = Literal["ready", "compiling", "running", "paused", "stopped", "finished", "failed"]
 
@@ -81,3 +83,24 @@ class Control:
                     self._changed.wait()
             if saving:
                 save()
+
+
+@contextlib.contextmanager
+def interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside it the first SIGINT or SIGTERM calls `stop`; a second does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(number, previous[number])  # type: ignore[arg-type]
+        stop()
+
+    for number in previous:
+        signal.signal(number, once)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

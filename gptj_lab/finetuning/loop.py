@@ -238,12 +238,12 @@ class Loop:
         states = self._states
         if states is None or self._saved == self.taken:
             return True
-        self.recording.flush()
         measured = [e["held_out_loss"] for e in self.evaluations if e["step"] == self.taken]
         record = {
             "batches": self._place, "seconds": self.pace.seconds, "notes": self.notes,
         }  # fmt: skip
         try:
+            self.recording.flush()
             states.save(
                 self.taken, self.trainer.arrays(), record, measure=measured[0] if measured else None
             )

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from gptj_lab.finetuning import lora, soft_prompts
 from gptj_lab.finetuning.packing import Batch
-from gptj_lab.model import sites
+from gptj_lab.model import narrow, sites
 from gptj_lab.model.cross_entropy import PIECE, cross_entropy
 from gptj_lab.model.transformer import Transformer
 
@@ -19,6 +19,7 @@ REMAT = {
     "nothing kept": jax.checkpoint_policies.nothing_saveable,
     "products kept": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+PRODUCTS = ("float32", "bfloat16")
 
 
 def next_token_loss(
@@ -30,6 +31,7 @@ def next_token_loss(
     segments: Int[Array | np.ndarray, "batch seq"] | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: str | None = None,
+    products: str = "float32",
     piece: int = PIECE,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of each token after the first, in nats.
@@ -41,12 +43,32 @@ def next_token_loss(
         dtype: of the activations; the loss is float32.
         remat: None keeps every activation for the backward pass; a name of REMAT computes the
             inside of each block again.
+        products: "bfloat16" multiplies in bfloat16 and adds up in float32 on a CPU, several times
+            as fast (model/narrow.py); elsewhere the device decides.
         piece: tokens of a sequence whose logits exist at a time.
 
     Raises:
-        ValueError: `remat` is no name of REMAT.
+        ValueError: `remat` is no name of REMAT, or `products` neither of its words.
     """
     check_remat(remat)
+    if products not in PRODUCTS:
+        raise ValueError(f"products is {products!r}: choose {' or '.join(map(repr, PRODUCTS))}")
+    if products == "bfloat16" and jax.default_backend() == "cpu":
+        with jax.default_matmul_precision(narrow.PRECISION):
+            return _loss(network, tokens, weights, positions, segments, dtype, remat, piece)
+    return _loss(network, tokens, weights, positions, segments, dtype, remat, piece)
+
+
+def _loss(
+    network: Transformer,
+    tokens: Array | np.ndarray,
+    weights: Array | np.ndarray | None,
+    positions: Array | np.ndarray | None,
+    segments: Array | np.ndarray | None,
+    dtype: DTypeLike,
+    remat: str | None,
+    piece: int,
+) -> Array:
     ids, targets = jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:])
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -79,6 +101,7 @@ def gradients(
     accumulate: int = 1,
     dtype: DTypeLike = jnp.float32,
     remat: str | None = None,
+    products: str = "float32",
     key: jax.Array | None = None,
 ) -> tuple[Float[Array, ""], Any]:
     """The loss of a batch and its gradient by the trained weights, to be called inside jit.
@@ -87,7 +110,7 @@ def gradients(
         graph, trained, frozen: as `methods.split` gives them.
         accumulate: parts that the rows are computed in, one after the other: the same loss and
             gradient, in the memory of one part. It divides the rows.
-        dtype, remat: as in next_token_loss.
+        dtype, remat, products: as in next_token_loss.
         key: of the adapters' dropout; None drops nothing.
 
     Raises:
@@ -106,7 +129,7 @@ def gradients(
         lora.begin_dropout(network, key)
         mean = next_token_loss(
             network, batch.tokens, weights=batch.weights, positions=batch.positions,
-            segments=batch.segments, dtype=dtype, remat=remat,
+            segments=batch.segments, dtype=dtype, remat=remat, products=products,
         )  # fmt: skip
         return mean * jnp.maximum(batch.weights.sum(), 1) / count
 

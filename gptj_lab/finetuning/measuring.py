@@ -59,8 +59,10 @@ class Measuring:
     def samples(self, go_on: Callable[[], bool]) -> list[dict[str, str]]:
         """What the model writes after each prompt; raises as `loss`."""
         settings, written = self._settings, []
-        model = self._trainer.snapshot() if settings.prompts else None
-        for prompt in settings.prompts if model is not None else ():
+        if not settings.prompts:
+            return []
+        model = self._trainer.snapshot()
+        for prompt in settings.prompts:
             if not go_on():
                 raise Interrupted
             (done,) = model.generate(

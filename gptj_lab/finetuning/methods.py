@@ -54,7 +54,7 @@ class Estimate:
         trainable, total: numbers that are trained, and all of the model's with them.
         bytes: by kind: weights, gradients, optimiser, activations, workspace (planner_memory's).
         device: bytes that one device has for a program; None where the system doesn't tell.
-        flops_per_token: operations of a training step for each token that is read.
+        flops_per_token: operations of a training step for each token of the text.
     """
 
     method: str
@@ -116,7 +116,8 @@ def estimate(
     masters = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), trained
     )
-    setting = _setting(model, batch // optimiser.accumulate, context, remat, dtype)
+    read = context + len(ready.virtual_tokens)
+    setting = _setting(model, batch // optimiser.accumulate, read, remat, dtype)
     layers = method.count if isinstance(method, LastBlocks) else model.config.num_layers
     own = _bytes(masters)
     return Estimate(
@@ -131,7 +132,9 @@ def estimate(
             "workspace": planner_memory.training_workspace(setting),
         },
         device=_device_memory(),
-        flops_per_token=_flops(model, method, trained, context, layers, remat is not None),
+        flops_per_token=round(
+            _flops(model, method, trained, read, layers, remat is not None) * read / context
+        ),
     )
 
 
@@ -195,7 +198,7 @@ def _device_memory() -> int | None:
 
 def _flops(
     model: LanguageModel, method: Method, trained: Any, context: int, layers: int, again: bool
-) -> int:
+) -> float:
     """Forward, the gradients of activations as far down as the method goes, those of weights.
 
     A trained matrix takes 2 operations a number and token for its own gradient; adapters, which
@@ -214,4 +217,4 @@ def _flops(
     )
     gradients = 2 * matrices * (3 if isinstance(method, LoRA) else 1)
     recomputed = share * (one.blocks + one.attention) if again else 0
-    return round(one.forward + back + gradients + recomputed)
+    return one.forward + back + gradients + recomputed

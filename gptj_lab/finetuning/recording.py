@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 class Recording:
     """The history and the evaluations of a run; with a folder they are written there too.
 
-    A line is appended a step, so that a process that is killed leaves all but perhaps the last.
+    Lines are written at each evaluation and before each state, so that a process that is killed
+    leaves at least those that its newest state goes on from.
+    Of several processes on one folder the first one writes.
 
     Attributes:
         history: a dict a step: step, loss, rate, gradient_norm, tokens_per_second, seconds,
@@ -30,48 +35,50 @@ class Recording:
         self.settings = None if out is None else _read_settings(out / "run.json")
         self.history = [] if out is None else _read_lines(out / "history.jsonl")
         self.evaluations = [] if out is None else _read_lines(out / "evaluations.jsonl")
-        self._files: dict[str, Any] = {}
+        self._written = {"history": len(self.history), "evaluations": len(self.evaluations)}
+        self._writes = out is not None and jax.process_index() == 0
 
     def begin(self, settings: dict[str, Any], step: int) -> None:
         """Writes the settings, and forgets what was told after `step`: it will come again."""
         self.settings = settings
-        self.close()
         for name in ("history", "evaluations"):
             kept = [line for line in getattr(self, name) if line["step"] <= step]
             setattr(self, name, kept)
-            if self.out is not None:
+            self._written[name] = len(kept)
+            if self.out is not None and self._writes:
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 _replace(self.out / f"{name}.jsonl", text)
-        if self.out is not None:
+        if self.out is not None and self._writes:
             _replace(self.out / "run.json", json.dumps(settings, indent=2) + "\n")
 
     def step(self, line: dict[str, Any]) -> None:
         """Takes what a step told."""
         self.history.append(line)
-        self._append("history", line)
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        """Takes what an evaluation told."""
+        """Takes what an evaluation told, and writes all that there is to write."""
         self.evaluations.append(line)
-        self._append("evaluations", line)
-        self.flush()
+        with contextlib.suppress(OSError):  # told by the next save
+            self.flush()
 
     def flush(self) -> None:
-        """Hands all lines to the system."""
-        for file in self._files.values():
-            file.flush()
+        """Appends to the files what they don't have yet.
+
+        Raises:
+            OSError: that fails, say on a full disk; the next call tries again.
+        """
+        if self.out is None or not self._writes:
+            return
+        for name in ("history", "evaluations"):
+            lines = getattr(self, name)
+            text = "".join(json.dumps(line) + "\n" for line in lines[self._written[name] :])
+            _append(self.out / f"{name}.jsonl", text.encode())
+            self._written[name] = len(lines)
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        if self.out is None:
-            return
-        if name not in self._files:
-            self._files[name] = (self.out / f"{name}.jsonl").open("a", encoding="utf-8")
-        self._files[name].write(json.dumps(line) + "\n")
+        """Writes what can be written."""
+        with contextlib.suppress(OSError):
+            self.flush()
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
@@ -105,3 +112,21 @@ def _replace(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text(text, "utf-8")
     os.replace(aside, path)
+
+
+def _append(path: Path, text: bytes) -> None:
+    """Appends all of it, or nothing."""
+    if not text:
+        return
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        left = memoryview(text)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(
+                f"{path} could not be written ({error.strerror}): make room; the run's states are "
+                "not saved meanwhile"
+            ) from error

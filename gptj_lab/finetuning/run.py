@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import export, methods, settings, soft_prompts
-from gptj_lab.finetuning.control import Control, Status
+from gptj_lab.finetuning import export, methods, publishing, settings, soft_prompts
+from gptj_lab.finetuning.control import Control, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loop import Loop, like
 from gptj_lab.finetuning.lora import LoRA
@@ -140,6 +140,22 @@ class Run:
         """The model as it is now, on arrays of its own: safe to use while the run goes on."""
         return self._loop.trainer.snapshot()
 
+    def best(self) -> LanguageModel:
+        """The model of the best evaluation, of those whose state lies in the folder.
+
+        Raises:
+            ValueError: the run goes on, has no folder, or nothing was held out.
+        """
+        if self._chosen.out is None:
+            raise ValueError("the run has no folder with its best state: give finetune out=...")
+        if self.status in ("compiling", "running", "paused"):
+            raise ValueError(f"the run is {self.status}: stop it first, or wait for its end")
+        with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
+            state = states.restore_best(like(self._loop.trainer))
+        if state is None:
+            raise ValueError("no state was measured: hold out some text, and save where evaluated")
+        return self._loop.trainer.model_of(state.arrays)
+
     def start(self) -> None:
         """Begins or goes on in a thread of its own; nothing where it is finished or has failed."""
         if self.status in ("finished", "failed") or not self._control.begin():
@@ -176,11 +192,8 @@ class Run:
         if self._chosen.out is None:
             raise ValueError("the run has no folder to save its state in: give finetune out=...")
         if not self._control.wish_to_save():
-            self._states = self._states or self._open()
-            try:
-                self._loop.save_to(self._states)
-            finally:
-                self._close()
+            with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
+                self._loop.save_to(states)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the run has ended, or `timeout` seconds; whether it has ended.
@@ -209,14 +222,19 @@ class Run:
         else:
             self.model.save(directory)
 
+    def push(self, repo_id: str, **settings: Any) -> publishing.Push:
+        """Uploads what was trained to the hub with a model card: see finetuning.publishing.push."""
+        return publishing.push(self, repo_id, **settings)
+
     def train(self, say: Callable[[str], object] = print) -> None:
         """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
         if self.status in ("finished", "failed") or not self._control.begin():
             return
-        for sentence in self._beginning():
+        first = jax.process_index() == 0  # of several processes the others are quiet
+        for sentence in self._beginning() if first else ():
             say(sentence)
-        with _interrupts(self.stop):
-            self._work(Aloud(say))
+        with interrupts(self.stop):
+            self._work(Aloud(say) if first else Quiet())
         if self.status == "stopped":
             kept = f"saved in {self._chosen.out}: the same call goes on from there"
             where = kept if self._chosen.out else "in run.model; run.train() goes on"
@@ -288,27 +306,6 @@ def _end(reference: weakref.ref[Run]) -> None:
         run.wait(60)
 
 
-@contextlib.contextmanager
-def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside it the first SIGINT or SIGTERM calls `stop`; a second does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def once(number: int, frame: Any) -> None:
-        signal.signal(number, previous[number])  # type: ignore[arg-type]
-        stop()
-
-    for number in previous:
-        signal.signal(number, once)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def finetune(
     model: LanguageModel,
     data: Any,
@@ -355,7 +352,8 @@ def finetune(
         prompts: texts to be continued at each evaluation, always with the same random numbers.
         sample_tokens: tokens of such a continuation.
         seed: of new weights, of the order of the data and of dropout.
-        dtype: of the activations: "float32", "bfloat16" or "float16"; by default the model's.
+        dtype: of the activations: "float32", "bfloat16" or "float16"; by default the model's, on
+            one CPU with products of bfloat16 (several times as fast; evaluation has none).
         remat: a name of finetuning.loss.REMAT, to spend time and save memory.
         patience: stop when so many evaluations bring no lower held-out loss.
         strict: refuse bad lines of the data instead of skipping and noting them.

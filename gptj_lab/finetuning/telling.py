@@ -99,8 +99,9 @@ def end_sentence(run: Loop) -> str:
     if last["held_out_loss"] > _OVERFIT * best["held_out_loss"]:
         said += (
             f" It was lowest, {best['held_out_loss']:.3f}, at step {best['step']:,}: since then "
-            "the model learns the text by heart. Fewer steps, or patience=, would stop it there."
+            "the model learns the text by heart. Fewer steps, or patience=, would stop it there"
         )
+        said += "; run.best() is the model of then." if run.settings.out else "."
     return said
 
 

@@ -74,6 +74,7 @@ class Trainer:
         seed: int = 0,
         dtype: DTypeLike | None = None,
         remat: str | None = None,
+        products: str | None = None,
     ):
         """Compiles nothing yet.
 
@@ -83,6 +84,8 @@ class Trainer:
             seed: of new weights and of dropout.
             dtype: of the activations; by default the base's.
             remat: see loss.next_token_loss.
+            products: "float32" or "bfloat16", see loss.next_token_loss. By default bfloat16 on one
+                CPU where `dtype` is left open too, else float32. Evaluation is in float32.
 
         Raises:
             ValueError: the method doesn't suit the model; the message says why.
@@ -90,6 +93,10 @@ class Trainer:
         self.base, self.method, self.optimiser, self.seed = base, method, optimiser, seed
         self._dtype = jnp.dtype(base.dtype if dtype is None else dtype)
         self._remat = remat
+        if products is None:
+            fast = dtype is None and base.mesh is None and jax.default_backend() == "cpu"
+            products = "bfloat16" if fast else "float32"
+        self._products = products
         self._model = methods.prepared(base, method, seed)
         self._graph, trained, frozen = methods.split(self._model.network, method)
         self._rule = optimiser.transformation(steps, trained)
@@ -134,8 +141,9 @@ class Trainer:
         """Begins one step and returns at once what it will tell: see `measures`."""
         if self._step is None:
             self.compile(batch)
+        step: Any = self._step
         with self._lock:
-            self._live, told = self._step(self._live, self._frozen, batch)
+            self._live, told = step(self._live, self._frozen, batch)
         return told
 
     @staticmethod
@@ -188,6 +196,10 @@ class Trainer:
         with self._lock:
             self._live = self._live._replace(trained=trained)
 
+    def model_of(self, arrays: dict[str, Any]) -> LanguageModel:
+        """The model of what `arrays` gave at some time."""
+        return self._as_model([arrays["trained"][name] for name in self._names])
+
     def _as_model(self, trained: list[Array]) -> LanguageModel:
         tree = jax.tree.unflatten(self._trained_tree, trained)
         return methods.trained_model(self.base, self._model, self.method, tree)
@@ -212,7 +224,8 @@ class Trainer:
         key = jax.random.fold_in(jax.random.key(self.seed), live.step)
         loss, gradients = loss_and_gradients(
             self._graph, trained, jax.tree.unflatten(self._frozen_tree, frozen), batch,
-            accumulate=self.optimiser.accumulate, dtype=self._dtype, remat=self._remat, key=key,
+            accumulate=self.optimiser.accumulate, dtype=self._dtype, remat=self._remat,
+            products=self._products, key=key,
         )  # fmt: skip
         told = jnp.stack([loss, norm(gradients)])
         updates, moments = self._rule.update(gradients, moments, trained)

@@ -161,7 +161,7 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
 def _placed(path: Sequence[Any], value: Any, onto: Callable[[Sequence[Any], Any], Any]) -> Any:
     if isinstance(value, Int8Weight):
         return Int8Weight(onto(path, value.values), onto((*path[:-1], "scale"), value.scale))
-    return onto(path, value)
+    return None if value is None else onto(path, value)  # a dropout key outside training
 
 
 def placing(config: ModelConfig, mesh: Mesh) -> Callable[[Sequence[Any], Any], jax.Array]:

@@ -62,9 +62,7 @@ def training_curves(
     for name, values in small.items():
         style.check_length(f"points of {name}", len(values), len(steps), "steps")
     held = evaluations[:, np.isfinite(evaluations[1])]
-    figure = style.picture(
-        6.4, 3.4 + 1.1 * bool(small), _told(steps, loss, held, title, base_loss)
-    )
+    figure = style.picture(6.4, 3.4 + 1.1 * bool(small), _told(steps, loss, held, title, base_loss))
     layout: Any = [["loss"] * max(1, len(small)), *([list(small)] if small else [])]
     axes = figure.subplot_mosaic(layout, height_ratios=[3, 1] if small else [1])
     _losses(axes["loss"], steps, loss, held, base_loss)
@@ -77,19 +75,18 @@ def training_curves(
     return figure
 
 
-def smoothed(values: np.ndarray, weight: float = 0.8) -> np.ndarray:
-    """A running mean in which each value before counts `weight` as much; NaN is passed over.
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Means of neighbours, as many on both sides, so that nothing lags; NaN is passed over.
 
-    >>> smoothed(np.array([2.0, 4.0]), 0.5).round(2).tolist()
-    [2.0, 3.33]
+    >>> smoothed(np.array([2.0, np.nan, 4.0, 5.0, 9.0])).tolist()
+    [2.0, 3.0, 5.0, 6.0, 9.0]
     """
-    total = count = 0.0
-    made = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, count = weight * total + value, weight * count + 1
-        if count:
-            made[i] = total / count
+    reach, made = max(2, len(values) // 40), np.full(len(values), np.nan)
+    for i in range(len(values)):
+        side = min(reach, i, len(values) - 1 - i)
+        near = values[i - side : i + side + 1]
+        if np.isfinite(near).any():
+            made[i] = near[np.isfinite(near)].mean()
     return made
 
 

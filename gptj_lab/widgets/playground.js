@@ -57,7 +57,8 @@ function render({ model, el }) {
   const root = make("section", "gptj-view gptj-playground");
   root.setAttribute("aria-label", "Playground");
 
-  const promptLabel = make("label", "gptj-prompt-label", `Prompt for ${model.get("model_name")}`);
+  const both = model.get("model_b_name") ? ` and ${model.get("model_b_name")}` : "";
+  const promptLabel = make("label", "gptj-prompt-label", `Prompt for ${model.get("model_name")}${both}`);
   const prompt = make("textarea", "gptj-prompt");
   prompt.rows = 3;
   prompt.spellcheck = false;

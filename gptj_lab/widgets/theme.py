@@ -14,7 +14,7 @@ _TOKEN = re.compile(
 
 
 def script(view: str) -> str:
-    """The view's ES module, packed, after theme.js, parts.js and its own `view_*.js`: no bundler."""
+    """The view's ES module, its `view_*.js` and what is shared before it, packed: no bundler."""
     return packed(_joined(view, "js"))
 
 

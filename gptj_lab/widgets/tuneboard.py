@@ -16,6 +16,7 @@ from gptj_lab.finetuning import methods
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.methods import Estimate
 from gptj_lab.finetuning.run import Run, finetune
+from gptj_lab.finetuning.settings import fingerprint
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.widgets import theme, tuneboard_answers, tuneboard_form, tuneboard_runs
 from gptj_lab.widgets.explorer import Explorer
@@ -71,16 +72,16 @@ class TuneBoard(anywidget.AnyWidget):
         self._result: Result | None = None
         self._opened: dict[str, Playground | Explorer] = {}
         self.note = ""
-        self._preparation = Preparation(data if isinstance(data, Corpus) else None)
-        found = [run for run in _RUNS if run.base is self.model and run.status in tuneboard_answers.ACTIVE]
+        self._preparation = Preparation()
+        active = [run for run in _RUNS if run.status in tuneboard_answers.ACTIVE]
+        found = [run for run in active if _is_of(run, self.model)]
         for run in [model] if isinstance(model, Run) else found[:1]:
             self._attach(run, settings)
         self._form = tuneboard_form.form_of(self.settings)
         self.settings = tuneboard_form.settings_of(self._form, self.settings)
         self.set_trait("about", tuneboard_answers.about(self))
         super().__init__()
-        if data is not None and not isinstance(data, Corpus) and not self.runs:
-            self._prepare()
+        self._prepare()
         self.on_msg(self._receive)
 
     # --- Without the view ---
@@ -90,11 +91,7 @@ class TuneBoard(anywidget.AnyWidget):
 
         It is read in a thread; what is wrong with it is told by `wait_for_data` and the view.
         """
-        self._idle("another text")
-        self.source = source
-        self._preparation = Preparation(source if isinstance(source, Corpus) else None)
-        if not isinstance(source, Corpus):
-            self._prepare()
+        self._read(source)
         self._changed()
 
     def change(self, **settings: Any) -> None:
@@ -273,8 +270,19 @@ class TuneBoard(anywidget.AnyWidget):
         if is_text and (any(of_data) or old != self.context):
             self._prepare()
 
+    def _read(self, source: Any) -> None:
+        self._idle("another text")
+        self.source = source
+        self._prepare()
+
     def _prepare(self) -> None:
-        source, settings = self.source, self.settings
+        if isinstance(self.source, Corpus):
+            self._preparation.take(self.source)
+        elif self.source is not None:
+            self._tokenise(self.source)
+
+    def _tokenise(self, source: Any) -> None:
+        settings = self.settings
         context, tokenizer = self.context, self.model.tokenizer
 
         def make() -> Corpus:
@@ -298,10 +306,10 @@ class TuneBoard(anywidget.AnyWidget):
 
     def _attach(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Shows a run that began elsewhere, with its text and its settings."""
+        self.model = run.base
         self._keep(run)
         if run.corpus is not None and self.source is None:
             self.source = run.corpus
-            self._preparation = Preparation(run.corpus)
         self.settings = tuneboard_form.settings_of_run(run.settings) | dict(settings)
         self.note = "This board shows a run that began before it."
 
@@ -341,6 +349,14 @@ class TuneBoard(anywidget.AnyWidget):
     def _prompt(self, prompt: str | None) -> str:
         prompts = self.settings.get("prompts") or ("Once upon a time",)
         return prompts[0] if prompt is None else prompt
+
+
+def _is_of(run: Run, model: LanguageModel) -> bool:
+    """Whether a run tunes that model, or the same loaded once more."""
+    if run.base is model:
+        return True
+    base = run.settings["base"]
+    return base["name"] == model.name and base["fingerprint"] == fingerprint(model)
 
 
 def _quiet(*_: Any) -> None:

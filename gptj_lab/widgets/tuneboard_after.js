@@ -16,12 +16,13 @@ export function afterPane(x) {
   const words = (value) => `${value.toFixed(2)}: ${value === 0 ? "off, the base" : value === 1 ? "as trained" : value < 1 ? "weaker" : "stronger"}`;
   const folder = make("input", "", { type: "text", size: 28, "aria-label": "Folder to save into" });
   folder.placeholder = "folder";
+  const save = (merged) => x.ask({ op: "save", run: x.state.run, directory: folder.value, merged }, "f", (answer) => (told.textContent = answer.text), "save");
   const open = (what) => x.ask({ op: "open", what, run: x.state.run, prompt: prompt.value }, "f", ({ model: id, step }) => show(what, id, step), "open");
   const node = make("div", "gt-pane",
     make("div", "gt-row", prompt, make.button("Playground: tuned and base", "", () => open("playground"), "gx-primary"), make.button("Explorer: base and tuned", "", () => open("explorer"), "gx-primary")),
-    make("div", "gt-row", make.caption("what was learnt"), scale, amount, make.button("Off", "the base", () => set(0)), make.button("On", "as trained", () => set(1))), told,
-    make("div", "gt-row", make.caption("take it home"), folder, make.button("Save into the folder", "an adapter in PEFT's format, or a Hugging Face directory", () => x.ask({ op: "save", run: x.state.run, directory: folder.value }, "f", (answer) => (told.textContent = answer.text), "save")),
-      make.button("Download", "the same as a zip file", () => x.download("result"))), stage);
+    make("div", "gt-row", make.caption("what was learnt"), scale, amount, make.button("Off", "the base", () => set(0)), make.button("On", "as trained", () => set(1))),
+    make("div", "gt-row", make.caption("take it home"), folder, make.button("Save", "what was trained: an adapter in PEFT's format, or a Hugging Face directory", () => save(false)),
+      make.button("Save merged", "a whole Hugging Face directory, with as much of what was learnt as above", () => save(true)), make.button("Download", "what was trained, as a zip file", () => x.download("result"))), told, stage);
   function set(value) {
     scale.value = value;
     scale.fire ? scale.fire("input") : scale.dispatchEvent(new Event("input"));

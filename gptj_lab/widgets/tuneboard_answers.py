@@ -29,9 +29,10 @@ _OTHERS = 6  # runs whose held-out losses are drawn beside those of the one that
 def about(board: TuneBoard) -> Message:
     """The trait `about`: what stays as it is."""
     model, config = board.model, board.model.config
+    layers = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
     return {
         "version": 1, "session": SESSION, "name": model.name or "the model",
-        "title": f"{config.family_title}, {config.num_layers} layers, d_model {config.d_model}, "
+        "title": f"{config.family_title}, {layers}, d_model {config.d_model}, "
         f"{config.num_parameters:,} parameters, {model.weights}",
         "context": config.context, "upload_bytes": tuneboard_data.UPLOAD_BYTES,
         "part_bytes": tuneboard_data.PART_BYTES,
@@ -130,7 +131,7 @@ def _others(board: TuneBoard, shown: int) -> list[Message]:
         if number != shown and run.evaluations:
             step, loss, _ = held_out(list(run.evaluations))[:, -64:]
             known = np.isfinite(loss)
-            points = [list(pair) for pair in zip(step[known].tolist(), loss[known].tolist())]
+            points = np.stack([step[known], loss[known]], 1).tolist()
             found.append({"run": number, "points": points})
     return found
 
@@ -157,11 +158,13 @@ def _data(board: TuneBoard, _: Message) -> Answer:
     corpus, settings = board._preparation.corpus, board.settings
     if corpus is None:
         return {"op": "data", "name": "", "sentences": [], "windows": []}, []
-    return tuneboard_data.told(corpus, tuneboard_data.name_of(board.source), settings["steps"], settings["batch"]), []
+    return tuneboard_data.told(
+        corpus, tuneboard_data.name_of(board.source), settings["steps"], settings["batch"]
+    ), []
 
 
 def _read(board: TuneBoard, message: Message) -> Answer:
-    board.read(tuneboard_data.source_of(str(message["path"])))
+    board._read(tuneboard_data.source_of(str(message["path"])))
     return _poll(board, {})
 
 
@@ -169,7 +172,7 @@ def _upload(board: TuneBoard, message: Message, buffers: list[Any]) -> Answer:
     board._idle("another text")
     path = board._upload.take(message, b"".join(bytes(each) for each in buffers))
     if path is not None:
-        board.read(path)
+        board._read(path)
     return {"op": "uploaded", "next": message["part"] + 1, "done": path is not None}, []
 
 
@@ -239,8 +242,14 @@ def _save(board: TuneBoard, message: Message) -> Answer:
     directory = str(message["directory"]).strip()
     if not directory:
         raise ValueError("the folder is empty: name one to save into")
-    _run(board, message).save(directory)
-    return {"op": "saved", "text": f"Saved into {directory}."}, []
+    run = _run(board, message)
+    if not message.get("merged"):
+        run.save(directory)
+        return {"op": "saved", "text": f"Saved what was trained into {directory}."}, []
+    result = board._result_of(run)
+    result.merged().save(directory)
+    text = f"Saved a whole model into {directory}, with {result.scale:.2f} of what was learnt."
+    return {"op": "saved", "text": text}, []
 
 
 def _code(board: TuneBoard, _: Message) -> Answer:

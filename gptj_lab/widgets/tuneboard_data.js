@@ -3,7 +3,7 @@
 export function dataPane(x) {
   const { make, about } = x;
   const node = make("div", "gt-pane");
-  const path = make("input", "", { type: "text", size: 36, autocomplete: "off", spellcheck: false, "aria-label": "Path of a file or folder, or a data set of the hub" });
+  const path = make("input", "", { type: "text", size: 42, autocomplete: "off", spellcheck: false, "aria-label": "Path of a file or folder, or a data set of the hub" });
   path.placeholder = "my_text.txt, a folder, or owner/dataset";
   const go = () => path.value.trim() && x.ask({ op: "read", path: path.value }, "f", x.arrive, "read");
   const read = make.button("Read", "Enter in the path", go);

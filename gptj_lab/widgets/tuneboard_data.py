@@ -30,10 +30,16 @@ class Preparation:
         number: grows with each that is finished, whichever way.
     """
 
-    def __init__(self, corpus: Corpus | None = None):
-        self.corpus, self.error, self.number = corpus, "", int(corpus is not None)
+    def __init__(self) -> None:
+        self.corpus: Corpus | None = None
+        self.error, self.number = "", 0
         self._thread: threading.Thread | None = None
         self._newest = 0
+
+    def take(self, corpus: Corpus) -> None:
+        """A corpus that is there already."""
+        self._newest += 1  # what is being made is forgotten
+        self.corpus, self.error, self.number = corpus, "", self.number + 1
 
     def begin(self, make: Callable[[], Corpus]) -> None:
         """Starts to make another; an attempt that is under way is forgotten."""
@@ -173,9 +179,7 @@ class Upload:
 
     def _begin(self, name: str, size: Any) -> None:
         if not safe_name(name).lower().endswith((*reading.KINDS, ".zst", ".gz")):
-            raise ValueError(
-                f"{name} is of a kind that isn't read: {', '.join(reading.KINDS)} are"
-            )
+            raise ValueError(f"{name} is of a kind that isn't read: {', '.join(reading.KINDS)} are")
         if not isinstance(size, int) or size > UPLOAD_BYTES:
             raise ValueError(_too_large(name))
         if self._folder is None:

@@ -61,7 +61,7 @@ FIELDS = (
     Field("alpha", "method", "float", "alpha", _LORA.alpha, "lora", hint="strength: alpha / rank"),
     Field("dropout", "method", "float", "dropout", _LORA.dropout, "lora", hint="0 to below 1"),
     Field("targets", "method", "targets", "matrices", list(_LORA.targets), "lora", _same(*TARGETS)),
-    Field("rslora", "method", "bool", "rsLoRA: alpha / √rank", _LORA.rslora, "lora"),
+    Field("rslora", "method", "bool", "rsLoRA", _LORA.rslora, "lora", hint="alpha / √rank"),
     Field("count", "method", "int", "blocks", _LAST.count, "last_blocks", hint="from the end"),
     Field("head", "method", "bool", "and the head", _LAST.head, "last_blocks"),
     Field("length", "method", "int", "vectors", _SOFT.length, "soft_prompt"),
@@ -132,13 +132,14 @@ def settings_of(form: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     """
     read = {name: _read(field, form.get(name, field.default)) for name, field in _BY_NAME.items()}
     kind = METHODS[read["method"]]
-    method, optimiser = before.get("method"), before.get("optimiser") or Optimiser()
+    old: Any = before.get("method")
+    optimiser = before.get("optimiser") or Optimiser()
     fields = {f.name: read[f.name] for f in FIELDS if f.method == read["method"]}
     if "targets" in fields:
         fields["targets"] = tuple(fields["targets"])
     known = {f.name for f in dataclasses.fields(kind)}
     fields = {name: value for name, value in fields.items() if name in known}
-    method = dataclasses.replace(method if isinstance(method, kind) else kind(), **fields)
+    method = dataclasses.replace(old if isinstance(old, kind) else kind(), **fields)
     of_optimiser = {f.name: read[f.name] for f in FIELDS if f.owner == "optimiser"}
     of_run = {f.name: read[f.name] for f in FIELDS if f.owner == "run"}
     if not isinstance(before.get("held_out", 0.0), int | float):
@@ -158,7 +159,9 @@ def settings_of_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
     if "targets" in method:
         method["targets"] = tuple(method["targets"])
     found = {
-        name: value for name, value in recorded.items() if name not in ("base", "corpus", "held_out")
+        name: value
+        for name, value in recorded.items()
+        if name not in ("base", "corpus", "held_out")
     }
     if recorded.get("held_out") is not None:
         found["held_out"] = recorded["held_out"]

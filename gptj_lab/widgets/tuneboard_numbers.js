@@ -23,12 +23,12 @@ export function span(seconds) {
   return seconds >= 60 ? `${minutes} min ${min(rest, 59)} s` : `${rest} s`;
 }
 
-// A running mean in which each value before counts `weight` as much; NaN is passed over.
-export function smoothed(values, weight = 0.8) {
-  let [sum, n] = [0, 0];
-  return [...values].map((value) => {
-    if (isFinite(value)) [sum, n] = [weight * sum + value, weight * n + 1];
-    return n ? sum / n : NaN;
+// Means of neighbours, as many on both sides, so that nothing lags; NaN is passed over.
+export function smoothed(values, reach = max(2, floor(values.length / 40))) {
+  return Array.from(values, (_, i) => {
+    const side = min(reach, i, values.length - 1 - i);
+    const near = [...values.slice(i - side, i + side + 1)].filter(isFinite);
+    return near.length ? near.reduce((a, b) => a + b) / near.length : NaN;
   });
 }
 

@@ -11,6 +11,7 @@ from flax import nnx
 from gptj_lab.finetuning import lora
 from gptj_lab.finetuning.run import Run
 from gptj_lab.language_model import LanguageModel
+from gptj_lab.model.transformer import Transformer
 
 
 class Result:
@@ -45,7 +46,11 @@ class Result:
 
     @scale.setter
     def scale(self, scale: float) -> None:
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        if (
+            isinstance(scale, bool)
+            or not isinstance(scale, int | float)
+            or not math.isfinite(scale)
+        ):
             raise ValueError(f"scale is {scale!r}: a number is needed, 1 is as trained")
         self.model.network = self._weighed(float(scale))
         self._scale = float(scale)
@@ -61,7 +66,7 @@ class Result:
         """`model` with its adapters added into its matrices; a model without any as it is."""
         return lora.merged(self.model) if lora.names(self.model) else self.model.twin()
 
-    def _weighed(self, scale: float) -> nnx.Module:
+    def _weighed(self, scale: float) -> Transformer:
         names = lora.names(self._tuned)
         if names:
             return lora.weighed(self._tuned, **dict.fromkeys(names, scale)).network

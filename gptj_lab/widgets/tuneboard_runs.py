@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from gptj_lab.plots.picture import Picture
 
 _MOST_DIFFERENT = 8  # settings that the table tells
-_NOT_TOLD = ("out", "save_every", "keep", "evaluate_every", "prompts", "sample_tokens", "method.name")
+_NOT_TOLD = (
+    "out",
+    "save_every",
+    "keep",
+    "evaluate_every",
+    "prompts",
+    "sample_tokens",
+    "method.name",
+    "method.kind",
+)
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -40,15 +49,23 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The settings that aren't the same in all runs: each one's value, run by run, as text."""
-    flat = [_flat(run.settings) for run in runs]
+    flat = [{"method": _method(run.settings)} | _flat(run.settings) for run in runs]
     names = list(dict.fromkeys(name for each in flat for name in each))
     found = {name: [_text(each.get(name)) for each in flat] for name in names}
     different = {
-        name: values
+        name.rpartition(".")[2]: values
         for name, values in found.items()
-        if len(set(values)) > 1 and name not in _NOT_TOLD
+        if len(set(values)) > 1
+        and name not in _NOT_TOLD
+        and not (name.startswith("method.") and any(name not in each for each in flat))
     }
     return dict(list(different.items())[:_MOST_DIFFERENT])
+
+
+def _method(settings: dict[str, Any]) -> str:
+    method = settings.get("method") or {}
+    size = next((method[name] for name in ("rank", "count", "length") if name in method), "")
+    return f"{method.get('kind', '–')} {size}".rstrip()
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -29,8 +29,9 @@ SAMPLE = ROOT / "data" / "samples" / "king_james.txt"
 SHOWN = f"""import gptj_lab
 model = gptj_lab.load()
 board = gptj_lab.widgets.TuneBoard(
-    model, {str(SAMPLE)!r}, steps=150, batch=8, context=128, evaluate_every=15, method=gptj_lab.Full(),
+    model, {str(SAMPLE)!r}, method=gptj_lab.Full(), steps=150, batch=8, context=128,
     prompts=("Once upon a time", "And the king said", "The little girl saw"), sample_tokens=30,
+    evaluate_every=15,
 )
 board
 """

@@ -1,8 +1,8 @@
 """A fine-tuning process to be killed: `resume_worker.py JSON`; it says on stdout where it is.
 
-Keys: model (a directory), text (a file), out, steps; and hold: at which place of which save (from
-1) it stops to wait for its end, such as ["rename", 2]. Lines: "batch HASH" for each batch taken,
-"inside PLACE" where it holds, "done {...}" with what came out.
+Keys: model (a directory), text (a file), out, steps, save_every; and hold: at which place of which
+save (from 1) it stops to wait for its end, such as ["rename", 2]. Lines: "batch HASH" for each
+batch taken, "inside PLACE" where it holds, "done {...}" with what came out.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def main() -> None:
     model = gptj_lab.load(JOB["model"])
     run = gptj_lab.finetune(
         model, JOB["text"], method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=JOB["steps"], batch=2,
-        context=16, save_every=4, evaluate_every=8, held_out=0.1,
+        context=16, save_every=JOB["save_every"], evaluate_every=8, held_out=0.1,
         out=JOB["out"], seed=3, say=lambda line: None,
     )  # fmt: skip
     weights = {

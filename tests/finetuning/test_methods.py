@@ -52,7 +52,7 @@ def gradients(model, method, key=None, **settings):
     return float(value), named(found)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("accumulate", "dtype", "remat"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("accumulate", "remat", "products"))
 def _gradients(graph, trained, frozen, batch, key, **settings):
     return loss.gradients(graph, trained, frozen, batch, key=key, **settings)
 
@@ -257,6 +257,16 @@ def test_lora_learns_beside_weights_that_stay(tiny_model, tmp_path, weights):
     assert all((a == b).all() for a, b in zip(kept, there, strict=True))
 
 
+@pytest.mark.parametrize("method", [LoRA(), SoftPrompt(length=3)], ids=str)
+def test_products_of_bfloat16_give_nearly_the_same_gradients(tiny_model, method):
+    model = moved(methods.prepared(tiny_model, method))
+    value, found = gradients(model, method, products="bfloat16", remat="nothing kept")
+    exactly, wanted = gradients(model, method)
+    assert value == pytest.approx(exactly, rel=5e-3) and value != exactly
+    off = sum(((found[name] - wanted[name]) ** 2).sum() for name in wanted)
+    assert off < 0.05**2 * sum((gradient**2).sum() for gradient in wanted.values())
+
+
 def test_dropout_has_a_key_of_its_own_for_each_matrix_and_step(tiny_model):
     method = LoRA(dropout=0.5, targets=("q", "k"))
     model = moved(methods.prepared(tiny_model, method))
@@ -303,12 +313,29 @@ def test_the_estimate_counts_what_is_trained(tiny_model):
     assert of(SoftPrompt(length=5)).trainable == 5 * 32
     last = of(LastBlocks(count=1))
     assert last.bytes["activations"] * 2 == of(Full()).bytes["activations"]
-    assert of(SoftPrompt()).flops_per_token < of(LoRA()).flops_per_token < one.training()
+    assert of(LastBlocks(count=1)).flops_per_token < of(LoRA()).flops_per_token < one.training()
+    assert of(SoftPrompt()).flops_per_token > 2 * (one.forward + one.blocks)  # 16 tokens more
     parts = of(Full(), optimiser=Optimiser(accumulate=4))
     assert parts.bytes["activations"] * 4 == of(Full()).bytes["activations"]
     assert "Full trains 36,528 of 36,528 numbers (100.00%)" in str(of(Full()))
     small = dataclasses.replace(of(Full()), device=1000)
     assert not small.fits and "it does not fit" in str(small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("products", loss.PRODUCTS)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_the_compiler_drops_what_a_method_does_not_need(method, products):
+    """Operations of pocket's compiled step are those of the estimate: no gradient in vain."""
+    model = gptj_lab.load()
+    graph, trained, frozen = methods.split(methods.prepared(model, method).network, method)
+    compiled = (
+        jax.jit(lambda t, f, b: loss.gradients(graph, t, f, b, products=products))
+        .lower(trained, frozen, batch_of())
+        .compile()
+    )
+    said = methods.estimate(model, method, batch=ROWS, context=SEQ).flops_per_token * ROWS * SEQ
+    assert compiled.cost_analysis()["flops"] == pytest.approx(said, rel=0.12)
 
 
 def test_the_estimate_on_a_mesh_is_of_one_device(tiny_model, tmp_path):
@@ -354,6 +381,8 @@ def test_methods_that_do_not_suit_are_sentences(tiny_model, tmp_path):
         methods.prepared(tiny_model, SoftPrompt(length=64))
     with pytest.raises(ValueError, match=r"accumulate is 3.*of 4 rows: choose 1, 2, 4"):
         gradients(methods.prepared(tiny_model, LoRA()), LoRA(), accumulate=3)
+    with pytest.raises(ValueError, match="products is 'int8': choose 'float32' or 'bfloat16'"):
+        gradients(methods.prepared(tiny_model, LoRA()), LoRA(), products="int8")
     with pytest.raises(ValueError, match="remat is 'all'"):
         methods.estimate(tiny_model, Full(), batch=1, context=8, remat="all")
     tiny_model.save(tmp_path)

@@ -12,6 +12,7 @@ import mistune
 import pytest
 from huggingface_hub import ModelCard
 
+import gptj_lab
 from gptj_lab.finetuning import corpus, export, lora, model_card
 from gptj_lab.finetuning.publishing import push
 
@@ -219,3 +220,18 @@ def test_what_cannot_be_pushed_is_refused_in_sentences(run, hub, tmp_path, monke
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OSError, match="me/cats was not uploaded, the hub can't be reached"):
         push(run, "me/cats")
+
+
+def test_a_run_pushes_itself(tiny_model, quick_compiles, monkeypatch, tmp_path):
+    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path))
+    texts = [{"text": f"the cat {'sat on a mat ' * i}"} for i in range(1, 25)]
+    run = gptj_lab.finetune(
+        tiny_model, texts, method=gptj_lab.LoRA(targets=("q",)), steps=2, batch=2, context=16,
+        held_out=0.2, say=lambda line: None,
+    )  # fmt: skip
+    would = run.push("me/cats", dry_run=True)
+    assert set(would.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert f"where the base has {run.base_loss:.3f}." in would.card
+    assert f"| 2 | {run.evaluations[-1]['held_out_loss']:.3f} | " in would.card
+    for row in ("| method.kind | `LoRA` |", "| optimiser.name | `adamw` |", "| steps | `2` |"):
+        assert row in would.card

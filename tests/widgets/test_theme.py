@@ -1,5 +1,6 @@
 """How a view's files become one module: what is dropped, what stays, and that it still works."""
 
+import gzip
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 
 from gptj_lab.widgets import theme
 
-VIEWS = ("explorer", "playground", "meshview")
+VIEWS = ("explorer", "playground", "meshview", "tuneboard")
 HERE = Path(__file__).parent
 
 
@@ -47,6 +48,12 @@ def test_the_explorers_module_is_small_and_its_parts_are_in_it():
     for name in ("followTheme", "overview", "heat", "mailbox", "lensPanel", "comparePanel"):
         assert f"function {name}(" in module
     assert module.rstrip().endswith("export default{render};")
+    assert "innerHTML" not in module and "http" not in re.sub(r"http://www\.w3\.org", "", module)
+
+
+def test_the_tuneboards_module_is_small_on_the_wire():
+    module = theme.script("tuneboard")
+    assert len(gzip.compress(module.encode())) <= 15_000
     assert "innerHTML" not in module and "http" not in re.sub(r"http://www\.w3\.org", "", module)
 
 
