@@ -224,7 +224,9 @@ def test_a_second_process_on_the_folder_is_refused(runs, untouched):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_room_lets_the_run_go_on(runs, untouched, small_disk, monkeypatch):
+def test_a_full_disk_is_told_and_room_lets_the_run_go_on(
+    runs, untouched, quick_compiles, small_disk, monkeypatch
+):
     out, ballast = small_disk / "out", small_disk / "ballast"
     take, taken = pipeline.Batches.__next__, itertools.count(1)
 

@@ -349,8 +349,8 @@ def test_int8_weights_train_as_they_lie(tune, model, tmp_path):
 def test_a_run_on_a_mesh_is_that_of_one_device(tune, model, tmp_path):
     model.save(tmp_path / "tiny")
     mesh = gptj_lab.mesh(data=2, model=2)
-    cut = tune(model=load(tmp_path / "tiny", mesh=mesh), steps=3)
-    alone = tune(model=load(tmp_path / "tiny"), steps=3)
+    cut = tune(model=load(tmp_path / "tiny", mesh=mesh), steps=3, dtype="float32")
+    alone = tune(model=load(tmp_path / "tiny"), steps=3, dtype="float32")
     for ours, theirs in zip(cut.history, alone.history, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
     assert cut.base_loss == pytest.approx(alone.base_loss, rel=2e-5)

@@ -82,7 +82,9 @@ def alone(directory):
     finally:
         sys.argv, os.environ["XLA_FLAGS"] = before, flags
     model = gptj_lab.load(directory)
-    return lambda train: worker.compare(model, train)
+    return lambda train, out=None: (
+        worker.finetuned(model, out) if out else worker.compare(model, train)
+    )
 
 
 def same(found, alone):
@@ -120,6 +122,20 @@ def test_several_processes_save_one_model(directory, tiny_model, tmp_path):
     assert all("model.safetensors" in found["files"] for found in both)
     again = gptj_lab.load(tmp_path)
     assert (again.logits([[1, 2, 3]]) == tiny_model.logits([[1, 2, 3]])).all()
+
+
+@pytest.mark.slow
+def test_several_processes_fine_tune_and_go_on_as_one_does(directory, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
+    expected = alone(train=True, out=tmp_path / "alone")
+    to = tmp_path / "together"
+    both = results(finish(launch(2, 2, directory, "finetune", mesh=[2, 2], to=str(to)), 400))
+    for found in both:
+        assert found["status"] == "finished" and "resumed from step 4" in found["notes"][0]
+        assert len(found["losses"]) == 6 and len(found["held_out"]) == 4
+        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found["held_out"], expected["held_out"], rtol=1e-5)
+    assert len((to / "history.jsonl").read_text().splitlines()) == 6
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """One process of a test's run: `worker.py JSON`; prints one line of JSON with what it found.
 
 Keys: port, processes, process, devices (of this process), directory, mesh [data, model], and do:
-"compare" (loss, tokens), "train" (also a step, and logits), "save", "die" (the victim is killed
-while all work) or "idle" (it is killed while the others wait for nothing).
+"compare" (loss, tokens), "train" (also a step, and logits), "save", "finetune" (a run, and the run
+gone on with from its folder), "die" (the victim is killed while all work) or "idle" (it is killed
+while the others wait for nothing).
 """
 
 import json
@@ -52,6 +53,23 @@ def compare(model, train: bool) -> dict:
     }
 
 
+def finetuned(model, out) -> dict:
+    """The losses of a run of 4 steps, then of 6 in the same folder."""
+    rows = [{"text": f"the cat {'sat and ' * i}sat on the mat"} for i in range(30)]
+    for steps in (4, 6):
+        run = gptj_lab.finetune(
+            model, rows, method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=steps, batch=4,
+            context=16, held_out=0.2, evaluate_every=2, out=out, dtype="float32",
+            optimiser=gptj_lab.Optimiser(learning_rate=0.01, schedule="constant"),
+        )  # fmt: skip
+    return {
+        "status": run.status,
+        "notes": run.notes,
+        "losses": [row["loss"] for row in run.history],
+        "held_out": [row["held_out_loss"] for row in run.evaluations],
+    }
+
+
 def main() -> None:
     given = (f"127.0.0.1:{JOB['port']}", JOB["processes"], JOB["process"])
     given = () if JOB.get("slurm") else given
@@ -64,6 +82,8 @@ def main() -> None:
     elif JOB["do"] == "save":
         model.save(JOB["to"])
         found["files"] = sorted(os.listdir(JOB["to"]))
+    elif JOB["do"] == "finetune":
+        found |= finetuned(model, JOB["to"])
     else:
         ids = np.zeros((2, 8), np.int32)
         jax.block_until_ready(model.logits(ids))
