@@ -84,8 +84,8 @@ class Attention(nnx.Module):
 
         if narrow.wanted() and cache is None and site is ignore:
             scale = 1 / math.sqrt(q.shape[-1]) if self.scaled else 1.0
-            z = narrow.attend(q.swapaxes(1, 2), k, v, seen, scale).swapaxes(1, 2)
-            return z.reshape(batch, seq, d_model), None
+            read: jax.Array = narrow.attend(q.swapaxes(1, 2), k, v, seen, scale)  # type: ignore
+            return read.swapaxes(1, 2).reshape(batch, seq, d_model), None
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)

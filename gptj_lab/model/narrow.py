@@ -103,8 +103,8 @@ def _attend_back(scale: float, kept: tuple, by_z: Array) -> tuple[Array, Array, 
             found.append(jnp.pad(turned, rest))
     return (
         jnp.concatenate(by_q, axis=2).astype(by_z.dtype),
-        sum(by_k).astype(by_z.dtype),
-        sum(by_v).astype(by_z.dtype),
+        functools.reduce(jnp.add, by_k).astype(by_z.dtype),
+        functools.reduce(jnp.add, by_v).astype(by_z.dtype),
         None,
     )
 
