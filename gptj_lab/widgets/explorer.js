@@ -39,7 +39,7 @@ function render({ model, el }) {
     if (message.op === "outdated") return void hello();
     if (message.op === "stale") return void stale(message.text);
     if (pane === "run") busy(false);
-    if (pane === "next") x.next();
+    if (pane === "next" || pane === "intervene") x.next();
     alarm(message.text);
   });
   function ask(message, kinds, then, pane) {
@@ -84,6 +84,7 @@ function render({ model, el }) {
     expect();
   }
   function run(more = {}) {
+    clearTimeout(timers.edit); // what was typed is read now, once
     stale("");
     busy(true);
     mail.ask({ op: "run", prompt: prompt.value, ...more }, "uffif", arrive);
@@ -136,7 +137,7 @@ function render({ model, el }) {
     intervene(list, back = true) {
       if (back) history.push(cuts());
       for (const key of [...patterns.keys()]) if (key.startsWith("after")) patterns.delete(key);
-      ask({ op: "intervene", interventions: list, position: state.query }, "if", showNext, "next");
+      ask({ op: "intervene", interventions: list, position: state.query }, "if", showNext); // not lost to a newer "next"
     },
     toggle: (change) => x.intervene(toggled(cuts(), { positions: null, ...change })),
     next: () => ask({ op: "next", position: state.query }, "if", showNext),

@@ -201,7 +201,8 @@ def test_it_goes_on_on_another_mesh(runs, untouched, quick_compiles, tmp_path):
     assert f"resumed from step 28 in {out}" in run.notes and run.status == "finished"
     losses = [told["loss"] for told in run.history]
     wanted = [told["loss"] for told in untouched["history"]]
-    assert losses[:28] == wanted[:28] and losses == pytest.approx(wanted, rel=1e-5)
+    # One CPU multiplies in bfloat16, a mesh in float32: bfloat16's rounding lies between them.
+    assert losses[:28] == wanted[:28] and losses == pytest.approx(wanted, rel=2e-3)
 
 
 def test_a_second_process_on_the_folder_is_refused(runs, untouched):
