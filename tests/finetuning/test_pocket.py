@@ -40,6 +40,7 @@ def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(texts, tmp_path):
     lines = []
     whole, parts = tmp_path / "whole", tmp_path / "parts"

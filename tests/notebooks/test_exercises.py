@@ -36,10 +36,18 @@ def checked(cell: str, solution: str) -> str:
 
 
 def test_the_lessons_have_their_solutions():
-    assert [path.stem[:2] for path in WITH_SOLUTIONS] == ["11", "12", "13", "14"]
+    assert [path.stem[:2] for path in WITH_SOLUTIONS] == ["11", "12", "13", "14", "15", "16"]
 
 
-@pytest.mark.parametrize("path", WITH_SOLUTIONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [  # those that train or sweep take minutes
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.slow] * (path.stem[:2] in ("14", "15", "16"))
+        )
+        for path in WITH_SOLUTIONS
+    ],
+)
 def test_stubs_fail_with_a_sentence_and_solutions_pass(path, capsys):
     cells = shortened(nbformat.read(path, as_version=4), path).cells
     names: dict = {"__name__": "__main__"}
