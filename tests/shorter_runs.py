@@ -7,6 +7,8 @@ from nbformat import NotebookNode
 
 PARAMETERS = {
     "12_induction_heads_are_born": {"STEPS": 560},
+    "15_fine_tuning_full_and_lora": {"STEPS": 12},
+    "16_what_did_fine_tuning_change": {"STEPS": 12},
 }
 
 

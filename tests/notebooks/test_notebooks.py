@@ -122,9 +122,9 @@ def test_colab_notebook_has_what_colab_needs(path):
     assert all(not cell.get("outputs") for cell in notebook.cells)
 
 
-# Those that train run in test_exercises.py, cell by cell; here as well where there is time.
+# 12 runs in test_exercises.py too, cell by cell.
 IN_A_KERNEL = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in PARAMETERS))
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem[:2] == "12"))
     for path in NOTEBOOKS
 ]
 
@@ -160,7 +160,7 @@ def colab(tmp_path):
     return execute
 
 
-# A minute more for 14, whose cells test_runs_from_the_top runs too.
+# The longest take minutes more, and test_runs_from_the_top or test_exercises.py runs their cells.
 UNDER_COLABS_RULES = [
     pytest.param(
         path, id=path.stem,
