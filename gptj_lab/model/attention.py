@@ -104,4 +104,6 @@ class Attention(nnx.Module):
             return lambda x: x
         angles = rotary_angles(positions, self.d_rotary, self.rotary_base)
         interleaved = self.positions == "rotary_interleaved"
+        if narrow.wanted() and interleaved:
+            return functools.partial(narrow.rotate, angles=angles)
         return functools.partial(rotate, angles=angles, interleaved=interleaved)

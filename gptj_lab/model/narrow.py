@@ -53,6 +53,34 @@ def _product_back(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Arra
 product.defvjp(_product, _product_back)
 
 
+@jax.custom_vjp
+def rotate(
+    x: Float[Array, "batch seq heads d_head"], angles: Float[Array, "batch seq pairs"]
+) -> Float[Array, "batch seq heads d_head"]:
+    """`positions.rotate` of interleaved pairs, without taking them apart."""
+    sin, cos = (jnp.repeat(f(angles), 2, axis=-1) for f in (jnp.sin, jnp.cos))
+    room = ((0, 0), (0, 0), (0, x.shape[-1] - sin.shape[-1]))
+    even = jnp.arange(x.shape[-1]) % 2 == 0
+    sin, cos = jnp.pad(sin, room), jnp.pad(cos, room, constant_values=1)
+    # Behind a barrier they are computed once, else once more for every head.
+    tables = (
+        table.astype(x.dtype) for table in (cos, jnp.where(even, -sin, 0), jnp.where(even, 0, sin))
+    )
+    same, after, before = (t[:, :, None] for t in jax.lax.optimization_barrier(tuple(tables)))
+    return x * same + jnp.roll(x, -1, -1) * after + jnp.roll(x, 1, -1) * before
+
+
+def _rotate(x: Array, angles: Array) -> tuple[Array, Array]:
+    return rotate(x, angles), angles
+
+
+def _rotate_back(angles: Array, by_out: Array) -> tuple[Array, None]:
+    return rotate(by_out, -angles), None
+
+
+rotate.defvjp(_rotate, _rotate_back)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
     q: Float[Array, "batch heads seq d_head"],
@@ -99,8 +127,8 @@ def _attend_back(scale: float, kept: tuple, by_z: Array) -> tuple[Array, Array, 
         for found, left, right in (
             (by_k, q[:, :, part], by_scores), (by_v, by_part, unnormalised)
         ):  # fmt: skip
-            turned = _heads_dot(_turned(left), right, 3, 2).swapaxes(2, 3)
-            found.append(jnp.pad(turned, rest))
+            turned = jax.lax.optimization_barrier(_heads_dot(_turned(left), right, 3, 2))
+            found.append(jnp.pad(turned.swapaxes(2, 3), rest))
     return (
         jnp.concatenate(by_q, axis=2).astype(by_z.dtype),
         functools.reduce(jnp.add, by_k).astype(by_z.dtype),
@@ -148,13 +176,13 @@ def _nats(x: Array, weight: Array, bias: Array, targets: Array, counts: Array):
         total = unnormalised.astype(jnp.float32).sum(-1)
         own = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         share = counts / total
-        by_x = _dot(unnormalised, weight_low, 1, 0) * share[:, None]
-        by_x = by_x - counts[:, None] * weight[targets].astype(jnp.float32)
-        wide = x.astype(jnp.float32)
-        by_weight = by_weight + _dot(_turned(wide * share[:, None]), unnormalised, 1, 0)
-        by_weight = by_weight.at[:, targets].add(-(wide * counts[:, None]).T)
-        by_bias = by_bias + _dot(share[None], unnormalised, 1, 0)[0]
-        by_bias = by_bias.at[targets].add(-counts)
+        # The logits' gradient but for `share`: p - 1 at the target, p elsewhere.
+        own_places = jnp.arange(len(x)), targets
+        by_logits = unnormalised.at[own_places].add(-total.astype(jnp.bfloat16))
+        by_x = _dot(by_logits, weight_low, 1, 0) * share[:, None]
+        scaled = x.astype(jnp.float32) * share[:, None]
+        by_weight = by_weight + _dot(_turned(scaled), by_logits, 1, 0)
+        by_bias = by_bias + _dot(share[None], by_logits, 1, 0)[0]
         nats = nats + (counts * (jnp.log(total) + most - own)).sum()
         return (nats, by_weight, by_bias), by_x
 

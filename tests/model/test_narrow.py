@@ -12,7 +12,7 @@ from flax import nnx
 from small_models import small_model
 
 from gptj_lab.finetuning.loss import next_token_loss
-from gptj_lab.model import narrow, sites
+from gptj_lab.model import narrow, positions, sites
 
 ROUNDING = 2**-7  # of a result, of bfloat16 operands
 
@@ -35,6 +35,21 @@ def test_a_product_and_its_gradients(d_in, d_out):
     assert found.dtype == jnp.float32
     assert 0 < apart(found, wanted) < ROUNDING
     assert 0 < apart(back(by), plainly_back(by)) < ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("d_rotary", [4, 12])
+def test_rotation_is_that_of_interleaved_pairs(d_rotary, dtype):
+    x, by = (drawn(2, 9, 3, 12, seed=i).astype(dtype) for i in range(2))
+    places = jnp.stack([jnp.arange(9), jnp.arange(9) % 4])
+    angles = positions.rotary_angles(places, d_rotary, 10_000.0)
+    found, back = jax.vjp(lambda x: narrow.rotate(x, angles), x)
+    wanted, plainly_back = jax.vjp(lambda x: positions.rotate(x, angles, interleaved=True), x)
+    room = 1e-6 if dtype == jnp.float32 else ROUNDING
+    assert found.dtype == back(by)[0].dtype == dtype
+    assert apart(found, wanted) < room
+    assert apart(back(by), plainly_back(by)) < room
+    assert apart(found, x) > 0.1
 
 
 @pytest.mark.parametrize("seq", [1, 70, 300])  # in one part, in two, in four of unequal length
