@@ -12,6 +12,8 @@ LAB_FLAGS += --allow-root
 endif
 
 .PHONY: lab test try check slow reference notebooks colab picture plan-table
+# Huge pages for the kernels: a training step on a CPU then spends less on fresh memory.
+lab: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 

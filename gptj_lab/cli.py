@@ -29,6 +29,10 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "seed": (int, "the same seed gives the same text (0)"),
 }
 
+# glibc reads it at a process's start only. A training step on a CPU then spends less on fresh
+# memory (docs/training_speed.md); other systems ignore it.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Bad input is one sentence on stderr and code 2."""
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.options = others  # argparse hands no option on by itself
     elif others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if arguments is None and chosen.command in ("finetune", "train-pocket"):
+        _start_again_with_huge_pages()
     try:
         if chosen.command == "finetune":
             _keep_compiled_programs()
@@ -147,7 +153,8 @@ def _lab(chosen: argparse.Namespace) -> int:
     start = [f"--LabApp.default_url=/lab/tree/{notebook}"] if Path(notebook).is_file() else []
     if importlib.util.find_spec("jupyterlab") is None:
         raise OSError("JupyterLab is not installed: pip install 'gptj_lab[lab]'")
-    return subprocess.call([sys.executable, "-m", "jupyterlab", *start, *chosen.options])
+    command = [sys.executable, "-m", "jupyterlab", *start, *chosen.options]
+    return subprocess.call(command, env=_HUGE_PAGES | os.environ)  # kernels inherit it
 
 
 def _generate(chosen: argparse.Namespace) -> int:
@@ -234,6 +241,13 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
         print("no loss_curve.png: matplotlib is not installed (pip install 'gptj_lab[lab]')")
     print(f"the model is in {chosen.out / 'pocket'}: gptj_lab.load() takes that folder")
     return 0
+
+
+def _start_again_with_huge_pages() -> None:
+    """Replaces this process by one with _HUGE_PAGES, unless the user has set such things."""
+    if sys.platform == "linux" and not _HUGE_PAGES.keys() & os.environ.keys():
+        command = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, os.environ | _HUGE_PAGES)
 
 
 def _keep_compiled_programs() -> None:

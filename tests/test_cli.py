@@ -1,13 +1,17 @@
 """The command line says the same as Python, and one sentence where something is wrong."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import gptj_lab
 from gptj_lab import cli
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,20 @@ def test_the_program_answers_at_once_and_imports_nothing_heavy():
 def test_lab_hands_its_options_on(capfd):
     assert cli.main(["lab", "--version"]) == 0
     assert capfd.readouterr().out.startswith("4.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.hugetlb=2"])
+def test_training_starts_again_with_huge_pages_unless_told_otherwise(tmp_path, given):
+    shown = "import atexit, os; atexit.register(lambda: print(os.environ['GLIBC_TUNABLES']))"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nif len(sys.orig_argv) > 3: {shown}")
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    environment |= {} if given is None else {"GLIBC_TUNABLES": given}
+    command = [sys.executable, "-m", "gptj_lab.cli", "finetune", "no such text", "--out", "run"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "no such text" in done.stderr
+    assert done.stdout == (given or "glibc.malloc.hugetlb=1") + "\n"
 
 
 def test_lab_without_jupyterlab_is_one_sentence(monkeypatch, capsys):
