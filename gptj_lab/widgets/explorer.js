@@ -80,16 +80,16 @@ function render({ model, el }) {
   }
   function hello() {
     busy(true);
-    mail.ask({ op: "hello" }, "uffif", arrive, "run");
+    mail.ask({ op: "hello" }, "ufif", arrive, "run");
     expect();
   }
   function run(more = {}) {
     clearTimeout(timers.edit); // what was typed is read now, once
     stale("");
     busy(true);
-    mail.ask({ op: "run", prompt: prompt.value, ...more }, "uffif", arrive);
+    mail.ask({ op: "run", prompt: prompt.value, ...more }, "ufif", arrive);
   }
-  function arrive(message, small, values, logprobs) {
+  function arrive(message, small, logprobs) {
     busy(false);
     settle();
     alarm("");
@@ -98,7 +98,7 @@ function render({ model, el }) {
     ran.logprobs = logprobs;
     patterns = new Map();
     learn(message.names);
-    allHeads.begin(message, small, values);
+    allHeads.begin(message, small);
     const last = ran.tokens.length - 1;
     state.query = min(state.query ?? last, last);
     if (state.fresh !== false) state.query = last;
@@ -112,6 +112,7 @@ function render({ model, el }) {
     chipbar.show(message.interventions, message.chips, history.length);
     x.refresh();
     tabs.run();
+    allHeads.fresh();
   }
   const names = new Map();
   const learn = (more) => Object.entries(more ?? {}).forEach(([id, name]) => names.set(Number(id), name));

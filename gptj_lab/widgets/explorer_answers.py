@@ -49,9 +49,8 @@ def names(session: Session, *ids: Any) -> dict[str, Any]:
 
 
 def ran(session: Session) -> Answer:
-    """Everything about a new run that doesn't depend on what is selected."""
+    """What a view needs of a new run to be drawn; it asks for the scores after that."""
     small = session.thumbnails("a")
-    grids, told = scores(session, "a")
     follow = session.next_tokens(len(session.a) - 1)
     compare = None
     if session.b is not None:
@@ -66,13 +65,13 @@ def ran(session: Session) -> Answer:
         "prompt_b": session.prompt_b, "ids": session.a.ids.tolist(),
         "tokens": _tokens(session, session.a.ids), "prompt_tokens": len(session.a) - session.made,
         "notes": session.notes, "mode": encoding.mode(len(session.a)), "pool": encoding.POOL,
-        "thumb": small.shape[-1], "scores": told, "compare": compare,
+        "thumb": small.shape[-1], "compare": compare,
         "names": names(session, follow["ids"]), "interventions": session.edits,
         "chips": [label(edit) for edit in session.edits], "position": len(session.a) - 1,
     }  # fmt: skip
     likeliest = follow["ids"][:10]
     return content, [
-        u8(encoding.triangle(encoding.compand(small))), f4(grids), f4(session.a.token_logprobs),
+        u8(encoding.triangle(encoding.compand(small))), f4(session.a.token_logprobs),
         i4(likeliest), f4(follow["logprobs"]["a"][:10]),
     ]  # fmt: skip
 

@@ -132,22 +132,21 @@ function headsPane(x) {
   }
   function fillScores() {
     const options = [["", "attention patterns"], ...all().map((each) => [each.name, each.label])];
-    if (!options.some(([value]) => value === state.score)) state.score = "";
-    scoreBox.fill(options, state.score);
+    scoreBox.fill(options, options.some(([value]) => value === state.score) ? state.score : "");
   }
-  function begin(message, small, values) { // of a run
-    own = [];
+  function begin(message, small) { // of a run; its scores come when it is drawn
+    [scores, own] = [[], []];
     takeThumbs(message, small);
-    takeScores(message.scores, values);
   }
   const addScore = (score) => {
     own = [...own.filter((each) => each.name !== score.name), score];
     fillScores();
-    showHeads();
+    if (state.score === score.name) showHeads();
   };
   const fresh = () => x.ask({ op: "scores", of: "a" }, "f", (message, values) => {
     takeScores(message.scores, values);
-    showHeads();
+    if (state.score) showHeads();
+    if (state.tab === "table") x.reopen();
   });
   const changed = () => thumbs.of.startsWith("after") && (thumbs.of = "");
   function showHeads(only = false) {

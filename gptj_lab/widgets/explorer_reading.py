@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
 
 _TABLES = ("vectors", "wide_vectors", "patterns")
+_BY_LAYER = ("keep", "gain", "slots", "head_keep", "head_gain", "head_slots")
 _KEPT_BYTES = 256 * 2**20  # of values that were made again; the latest one is always kept
 
 
@@ -53,6 +54,7 @@ class Reading:
     ):
         self.model = model
         self.ids = ids
+        self._edited = interventions is not None
         self.interventions = interventions or Interventions.none(model, len(ids))
         layers = model.config.num_layers
         names = [f"blocks.{layer}.resid_pre" for layer in range(layers)]
@@ -98,25 +100,31 @@ class Reading:
         return told
 
     @functools.cached_property
-    def overview(
-        self,
-    ) -> tuple[
-        Float[np.ndarray, "layers heads tiles kv_tiles"], Float[np.ndarray, "scores layers heads"]
-    ]:
-        """Every pattern pooled to a thumbnail, and every head's scores; no pattern is sent."""
-        seq, padded = len(self.ids), self.interventions.seq
+    def thumbnails(self) -> Float[np.ndarray, "layers heads tiles kv_tiles"]:
+        """Every pattern pooled to at most 32 x 32, the largest weight of each tile.
+
+        Apart from `scores`, which take as long again: a view can be drawn before it has those.
+        """
+        seq = len(self.ids)
         side = min(seq, encoding.THUMBNAIL)
         starts = np.array(encoding.bounds(seq, side), np.int32)
         stops = np.append(starts[1:], seq)
         fill = (0, encoding.THUMBNAIL - side)
         tiles = np.pad(starts, fill), np.pad(stops, fill, constant_values=1)
+        return np.stack([pooled[:, :side, :side] for pooled in self._of_all(_pooled, *tiles)])
+
+    @functools.cached_property
+    def scores(self) -> Float[np.ndarray, "scores layers heads"]:
+        """explorer_scores.SCORES of every head."""
+        seq, padded = len(self.ids), self.interventions.seq
         ids, queries = np.pad(self.ids, (0, padded - seq)), np.arange(padded) < seq
-        found = [  # all are on their way before the first is waited for
-            _overview(*self._block(layer), ids, queries, *tiles)
-            for layer in range(self.model.config.num_layers)
-        ]
-        small = np.stack([distributed.gather(pooled)[:, :side, :side] for pooled, _ in found])
-        return small, np.stack([distributed.gather(told) for _, told in found], 1)
+        return np.stack(self._of_all(_scores, ids, queries), 1)
+
+    def _of_all(self, program: Any, *arguments: np.ndarray) -> list[np.ndarray]:
+        """What a program says of each block's patterns, which stay on the device."""
+        layers = range(self.model.config.num_layers)
+        found = [program(*self._block(layer), *arguments) for layer in layers]
+        return [distributed.gather(each) for each in found]  # all are under way by now
 
     def _make(self, layer: int, site: str) -> np.ndarray:
         seq = len(self.ids)
@@ -128,13 +136,17 @@ class Reading:
         """What makes a block's inside again: graph, weights, what it reads, its edits."""
         graph, state = nnx.split(self.model.network.blocks[layer])
         x = passes.rows_of(self.model, self.residuals[layer])
-        return graph, state, x, _of_layer(self._placed, layer)
+        return graph, state, x, _of_layer(self._placed, layer) if self._edited else self._placed
 
     @functools.cached_property
     def _placed(self) -> Interventions:
-        """The edits with their tables on the device: at 2,048 tokens of GPT-J they are 300 MB."""
+        """The edits with their tables on the device: at 2,048 tokens of GPT-J they are 300 MB.
+
+        No edits are the same for each layer, so they are there as a whole: 2 ms a layer less.
+        """
         mesh = self.model.mesh
-        tables = {name: getattr(self.interventions, name) for name in _TABLES}
+        names = _TABLES if self._edited or mesh is not None else (*_TABLES, *_BY_LAYER, "edges")
+        tables = {name: getattr(self.interventions, name) for name in names}
         if mesh is None:
             placed = {name: jnp.asarray(table) for name, table in tables.items()}
         else:
@@ -155,8 +167,7 @@ def _of_layer(interventions: Interventions, layer: int) -> Interventions:
     here = edges[:, :1] == layer
     zero = np.zeros_like(edges[:, :1])
     moved = np.where(here, np.concatenate([zero, edges[:, 1:]], axis=1), -1).astype(np.int32)
-    names = ("keep", "gain", "slots", "head_keep", "head_gain", "head_slots")
-    rolled = {name: np.roll(getattr(interventions, name), -layer, axis=1) for name in names}
+    rolled = {name: np.roll(getattr(interventions, name), -layer, axis=1) for name in _BY_LAYER}
     slots = np.roll(interventions.pattern_slots, -layer, axis=0)
     return dataclasses.replace(interventions, edges=moved, pattern_slots=slots, **rolled)
 
@@ -178,19 +189,31 @@ def _inside(
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _overview(
+def _pooled(
+    graph: Any,
+    state: Any,
+    x: Float[Array, "batch seq d_model"],
+    edits: Any,
+    starts: Int[Array, "tiles"],
+    stops: Int[Array, "tiles"],
+) -> Float[Array, "heads tiles kv_tiles"]:
+    """The largest weight of each tile of a block's patterns."""
+    pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
+    widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
+    within = jnp.minimum(starts[:, None] + jnp.arange(widest)[None], stops[:, None] - 1)
+    rows = pattern[:, within].max(2)
+    return rows[:, :, within].max(3)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _scores(
     graph: Any,
     state: Any,
     x: Float[Array, "batch seq d_model"],
     edits: Any,
     ids: Int[Array, "seq"],
     queries: Bool[Array, "seq"],
-    starts: Int[Array, "tiles"],
-    stops: Int[Array, "tiles"],
-) -> tuple[Float[Array, "heads tiles kv_tiles"], Float[Array, "scores heads"]]:
-    """The largest weight of each tile, and the scores, of a block's heads."""
+) -> Float[Array, "scores heads"]:
+    """The scores of a block's heads."""
     pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
-    widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
-    within = jnp.minimum(starts[:, None] + jnp.arange(widest)[None], stops[:, None] - 1)
-    rows = pattern[:, within].max(2)
-    return rows[:, :, within].max(3), scores(pattern, ids, queries)
+    return scores(pattern, ids, queries)

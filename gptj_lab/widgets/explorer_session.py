@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from gptj_lab.lens import comparing
@@ -173,7 +172,7 @@ class Session:
 
     def _leaves(self) -> list[Any]:
         models = [self.model] if self.other is self.model else [self.model, self.other]
-        return [leaf for model in models for leaf in jax.tree.leaves(nnx.split(model.network)[1])]
+        return [leaf for model in models for leaf in jax.tree.leaves(model.network)]
 
     def _interventions(self, edits, a: Reading, b: Reading | None):
         return explorer_edits.interventions(edits, a, b, self.steer)
@@ -218,7 +217,7 @@ class Session:
     def thumbnails(self, of: Any) -> Float[np.ndarray, "layers heads tiles kv_tiles"]:
         """Every head's pattern pooled to at most 32 x 32: the value of largest magnitude."""
         if of not in DIFFERENCES:
-            return self.reading(of).overview[0]
+            return self.reading(of).thumbnails
         if of not in self._differences:
             layers = range(self.model.config.num_layers)
             size = explorer_encoding.THUMBNAIL
@@ -228,7 +227,7 @@ class Session:
 
     def scores(self, of: Any) -> Float[np.ndarray, "scores layers heads"]:
         """explorer_scores.SCORES of every head of a run."""
-        return self.reading(of).overview[1]
+        return self.reading(of).scores
 
     def next_tokens(self, position: int, top: int = 10) -> dict[str, Any]:
         """The likeliest next tokens of all runs together, and what each run says of them.

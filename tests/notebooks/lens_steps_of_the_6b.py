@@ -56,9 +56,12 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
         "pattern": programs.Program(
             Step(explorer_reading._inside, dict(wanted="attn.pattern")), (*block, x, changed)
         ),
-        "overview": programs.Program(
-            Step(explorer_reading._overview, {}),
-            (*block, x, changed, row, on_it((seq,), jnp.bool_), tiles, tiles),
+        "thumbnails": programs.Program(
+            Step(explorer_reading._pooled, {}), (*block, x, changed, tiles, tiles)
+        ),
+        "scores": programs.Program(
+            Step(explorer_reading._scores, {}),
+            (*block, x, changed, row, on_it((seq,), jnp.bool_)),
         ),
     }
 

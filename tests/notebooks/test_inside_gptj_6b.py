@@ -46,7 +46,8 @@ def test_looking_inside_at_256_tokens_fits_a_v5e_chip(plan):
     assert not run.returncode, run.stderr[-2000:]
     answers = [planner_compile.Compiled(**each) for each in json.loads(run.stdout)]
     print(*answers, sep="\n")
-    assert [answer.program for answer in answers] == ["trace", "read", "pattern", "overview"]
+    programs = ["trace", "read", "pattern", "thumbnails", "scores"]
+    assert [answer.program for answer in answers] == programs
     for answer in answers:
         assert answer.fits and answer.peak is not None, answer
         assert answer.peak < 1.2 * plan.bytes["weights"] < plan.memory, answer

@@ -22,10 +22,10 @@ function setup(options = {}) {
 }
 const line = (root) => root.get("gx-line").textContent;
 
-test("it says hello, then asks for one layer, the next tokens and the open panel: no more", () => {
+test("it says hello, then asks for one layer, the next tokens, the open panel and last the scores: no more", () => {
   const { close, ops, root, k } = setup();
   assert.deepEqual(ops().slice(0, 1), ["hello"]);
-  assert.deepEqual(new Set(ops()), new Set(["hello", "pattern", "next", "lens"]));
+  assert.deepEqual(ops(), ["hello", "pattern", "next", "lens", "scores"]);
   assert.equal(k.sent.filter((each) => each.op === "pattern").length, 1);
   assert.ok(k.sent.slice(1).every((each) => each.run === 1));
   assert.equal(root.all("gx-cell").length, 12);

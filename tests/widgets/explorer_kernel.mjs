@@ -29,6 +29,7 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
   const handlers = {};
   const waiting = [];
   let run = 0;
+  let swept = false;
   const T = () => tokens.length;
   const L = layers, H = heads;
   const floats = (n, f) => Float32Array.from({ length: n }, (_, i) => f(i));
@@ -47,16 +48,19 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
       const S = Math.min(T(), 32);
       const all = Array.from({ length: L }, (_, l) => triangles(H, S, pattern(l)));
       const thumbs = new Uint8Array(all.flatMap((each) => [...each]));
-      const meta = ["entropy", "sink", "previous"].map((name) => ({ name, label: name, unit: name === "entropy" ? "nats" : "", low: 0, high: 1, note: "" }));
       return [{ op: "ran", run, prompt: m.prompt, prompt_b: m.prompt_b ?? "", tokens: tokens.map((_, i) => display(i)), ids: tokens.map((_, i) => i), prompt_tokens: T(), notes: [],
-        mode: "layer", pool: 512, thumb: S, scores: meta, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => display(i)), ids: [], aligned: true, notes: [] } : null,
+        mode: "layer", pool: 512, thumb: S, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => display(i)), ids: [], aligned: true, notes: [] } : null,
         interventions: traits.interventions, chips: [], position: T() - 1, seconds: 0.012, compiled: 0 },
-      [thumbs, floats(3 * L * H, (i) => ((i * 37) % 100) / 100), floats(T(), (i) => (i ? logp(i % 4) : NaN)), Int32Array.from({ length: 10 }, (_, i) => i), floats(10, (i) => logp(i))]];
+      [thumbs, floats(T(), (i) => (i ? logp(i % 4) : NaN)), Int32Array.from({ length: 10 }, (_, i) => i), floats(10, (i) => logp(i))]];
     },
     pattern: (m) => [{ op: "pattern", layer: m.layer, of: m.of, first: 0, heads: H, mode: "layer", size: T(), signed: m.of.includes("-"), scale: 1, part: 0, parts: 1 },
       [m.of.includes("-") ? new Uint8Array(H * T() * (T() + 1) / 2).map((_, i) => 128 + (i * 13) % 90 - 45) : triangles(H, T(), pattern(m.layer + (m.of === "b")))]],
     thumbs: (m) => [{ op: "thumbs", of: m.of, thumb: Math.min(T(), 32), signed: m.of.includes("-"), scale: 1 }, [new Uint8Array(L * H * T() * (T() + 1) / 2).map((_, i) => i % 255)]],
-    scores: () => [{ op: "scores", scores: [{ name: "ablation", label: "ablation", unit: "logits", note: "" }] }, [floats(L * H, (i) => (i % 7) - 3)]],
+    scores: () => {
+      const known = ["entropy", "sink", "previous", ...(swept ? ["ablation"] : [])];
+      const meta = known.map((name) => ({ name, label: name, unit: name === "entropy" ? "nats" : "", low: 0, high: 1, note: "" }));
+      return [{ op: "scores", scores: meta }, [floats(known.length * L * H, (i) => (i < 3 * L * H ? ((i * 37) % 100) / 100 : (i % 7) - 3))]];
+    },
     exact: (m) => [{ op: "exact", ...m, sentence: "" }, [floats(m.query + 1, () => 1 / (m.query + 1))]],
     next: (m) => next(m),
     intervene: (m) => {
@@ -78,7 +82,7 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
     },
     gradient: (m) => [{ op: "gradient", sum: 1, expected: 1, sentence: "The shares add up." }, [floats(m.position + 1, (i) => Math.sin(i))]],
     sweep: (m) => [{ op: "sweep", sweep: 1, what: m.what, columns: "position", shape: [L, T()], names, done: 0, total: L * T(), from: 0, sentence: "" }, []],
-    sweep_next: (m) => [{ op: "sweep", sweep: 1, from: 0, done: L * T(), total: L * T() }, [floats(L * T(), (i) => Math.sin(i / 5))]],
+    sweep_next: (m) => (swept = true) && [{ op: "sweep", sweep: 1, from: 0, done: L * T(), total: L * T() }, [floats(L * T(), (i) => Math.sin(i / 5))]],
     compare: () => [{ op: "compared", kind: "prompt", aligned: true, names, sentence: "Head 1.2 moved most.", top: [[1, 2, 0.5]] }, [floats(L * H, (i) => (i % 10) / 10), floats(T(), (i) => (i ? -1 - i % 3 : NaN)), floats(T(), (i) => (i ? -1.5 - i % 2 : NaN)), floats(T(), (i) => (i % 3) / 3)]],
     generate: () => [{ op: "generated", names, ids: [], last: false }, []],
     generate_next: () => [{ op: "generated", names, ids: [1, 5], last: false }, [floats(2, () => -1)]],
