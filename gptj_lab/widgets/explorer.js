@@ -3,7 +3,7 @@
 // the kernel for its own data and shows the same selection. The kernel's half is explorer.py.
 
 const STARTS = { of: "a", reduce: "mean", sink: false, ramp: "plain", gamma: 1, score: "", sorted: false,
-  reads: true, tab: "lens", how: "zero", pins: [] };
+  reads: true, tab: "lens", lens: "logit", how: "zero", pins: [] };
 const SAVED = Object.keys(STARTS);
 const KEYS = [["/", "prompt"], ["h", "heads"], ["m", "matrix"], ["t", "tokens"], ["a", "switch the head off or on"], ["l", "its layer's MLP"],
   ["x", "cut the arrow under the crosshair"], ["u", "undo"], ["s", "hide the first token"], ["[ and ]", "layer down, up"], ["p", "pin a picture"],
@@ -179,11 +179,6 @@ function render({ model, el }) {
       save();
       then?.();
     },
-    scores: () => allHeads.all(),
-    addScore: (score) => allHeads.addScore(score),
-    freshScores: () => allHeads.fresh(),
-    showMatrix: () => matrix.show(),
-    reopen: () => tabs.run(),
   };
   function keep() {
     const { layer, head, query, key, of } = state;
@@ -233,7 +228,7 @@ function render({ model, el }) {
   alert.hidden = true;
   const note = make("p", "gx-note");
   note.hidden = true;
-  const below = make("div", "gx-below");
+  const below = drawer(make, () => allHeads.focus());
   const title = make("div", "gx-head", make("strong", "gx-brand", "Explorer"), make.caption(`${about.title} ${about.name}: ${layers} layers of ${heads} heads`), make("span", "gx-space"),
     make.button("Code", "c", code), make.button("Pin", "p", pin), make.button("? Keys", "?", help));
   const prompt = make("textarea", "gx-prompt", { rows: 2, spellcheck: false, "aria-label": "Prompt" });
@@ -254,30 +249,23 @@ function render({ model, el }) {
   const line = make("p", "gx-line");
   const allHeads = headsPane(x);
   const matrix = matrixPane(x);
-  const tabs = panels(x, [lensPanel, attributionPanel, patchPanel, comparePanel, generatePanel, specialPanel, tablePanel]);
-  root.append(title, promptBox, alert, note, ...matrix.strips, line, told, chipbar.node, make("div", "gx-main", allHeads.node, matrix.node, nextPane.node), tabs.node, below);
+  Object.assign(x, { heads: allHeads, matrix });
+  const tabs = x.tabs = panels(x, [lensPanel, attributionPanel, patchPanel, comparePanel, generatePanel, specialPanel, tablePanel]);
+  root.append(title, promptBox, alert, note, ...matrix.strips, line, told, chipbar.node, make("div", "gx-main", allHeads.node, matrix.node, nextPane.node), tabs.node, below.node);
   el.append(root);
 
   function code() {
-    mail.ask({ op: "code" }, "u", ({ text }) => show("The Python of this view", make("pre", "gx-code", text)));
+    mail.ask({ op: "code" }, "u", ({ text }) => below.show("The Python of this view", make("pre", "gx-code", text)));
   }
   function pin() {
     mail.ask({ op: "pin" }, "u", ({ alt, name }, picture) => {
       const src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
       const link = make("a", "gx-link", { href: src, download: name }, "Download the picture");
-      show("Pinned", make("img", "gx-pin", { src, alt }), make("p", "gx-hint", "explorer.pin() in a cell leaves this picture in the notebook. ", link));
+      below.show("Pinned", make("img", "gx-pin", { src, alt }), hint(make, "explorer.pin() in a cell leaves this picture in the notebook. ", link));
     });
   }
   function help() {
-    show("Keys", make("dl", "gx-keys", ...KEYS.flatMap(([key, what]) => [make("dt", "", make("kbd", "", key)), make("dd", "", what)])));
-  }
-  function show(heading, ...content) {
-    const close = make.button("Close", "Escape", () => {
-      below.replaceChildren();
-      allHeads.focus();
-    });
-    below.replaceChildren(make("div", "gx-head", make("h3", "gx-title", heading), make("span", "gx-space"), close), ...content);
-    close.focus();
+    below.show("Keys", make("dl", "gx-keys", ...KEYS.flatMap(([key, what]) => [make("dt", "", make("kbd", "", key)), make("dd", "", what)])));
   }
   const keys = { "/": () => prompt.focus(), h: () => allHeads.focus(), m: matrix.focus, t: matrix.focusTokens,
     a: () => x.ablate(state.layer, state.head), l: x.mlp, x: x.cutArrow, u: undo, p: pin, c: code, "?": help,
@@ -287,10 +275,8 @@ function render({ model, el }) {
     const typing = ["TEXTAREA", "SELECT"].includes(event.target.tagName) || (event.target.tagName === "INPUT" && event.target.type !== "checkbox");
     if (event.target === prompt && event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
     else if (event.key === "Escape" && event.target === prompt) allHeads.focus();
-    else if (event.key === "Escape" && below.children.length) {
-      below.replaceChildren();
-      allHeads.focus();
-    } else if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && keys[event.key]) keys[event.key]();
+    else if (event.key === "Escape" && below.node.children.length) below.close();
+    else if (!typing && !chord(event) && keys[event.key]) keys[event.key]();
     else {
       if (typing) event.stopPropagation();
       return;
@@ -298,24 +284,10 @@ function render({ model, el }) {
     taken(event);
   });
 
-  // The notebook's own keys stay out: it looks for this mark from the focused node upwards, and
-  // may find that node first. A click that makes another cell active takes the focus: back with it.
-  let last = null;
-  root.addEventListener("focusin", (event) => {
-    last = event.target;
-    last.dataset.lmSuppressShortcuts = "true";
-  });
-  const shield = (event) => { // saving stays the notebook's
-    if (!root.contains(event.target)) return;
-    if ((event.ctrlKey || event.metaKey) && event.key === "s") delete event.target.dataset.lmSuppressShortcuts;
-    else event.target.dataset.lmSuppressShortcuts = "true";
-  };
-  root.addEventListener("click", () => later("focus", 60, () => root.contains(doc.activeElement) || last?.focus({ preventScroll: true })));
-
   // --- What changes without the view ---
   const unwatch = followTheme(root);
+  const unguard = guardKeys(root, later);
   const view = doc.defaultView;
-  view.addEventListener?.("keydown", shield, true); // before the notebook's own listener
   const repaint = () => ran && (all(), tabs.run());
   const watcher = new view.MutationObserver(repaint);
   watcher.observe(root, { attributes: true, attributeFilter: ["data-theme"] });
@@ -340,11 +312,46 @@ function render({ model, el }) {
   return () => {
     unwatch();
     watcher.disconnect();
-    view.removeEventListener?.("keydown", shield, true);
+    unguard();
     sizes?.disconnect();
     Object.values(timers).forEach(clearTimeout);
     for (const [name, f] of Object.entries(handlers)) model.off(name, f);
   };
+}
+
+// The notebook's own keys stay out: it looks for this mark from the focused node upwards, and may
+// find that node first. A click that makes another cell active takes the focus: back with it.
+function guardKeys(root, later) {
+  const doc = root.ownerDocument;
+  const view = doc.defaultView;
+  let last = null;
+  root.addEventListener("focusin", (event) => {
+    last = event.target;
+    last.dataset.lmSuppressShortcuts = "true";
+  });
+  const shield = (event) => { // saving stays the notebook's
+    if (!root.contains(event.target)) return;
+    if ((event.ctrlKey || event.metaKey) && event.key === "s") delete event.target.dataset.lmSuppressShortcuts;
+    else event.target.dataset.lmSuppressShortcuts = "true";
+  };
+  root.addEventListener("click", () => later("focus", 60, () => root.contains(doc.activeElement) || last?.focus({ preventScroll: true })));
+  view.addEventListener?.("keydown", shield, true); // before the notebook's own listener
+  return () => view.removeEventListener?.("keydown", shield, true);
+}
+
+// What is opened below all panes, one thing at a time; closed, the focus goes back.
+function drawer(make, back) {
+  const node = make("div", "gx-below");
+  const close = () => {
+    node.replaceChildren();
+    back();
+  };
+  const show = (heading, ...content) => {
+    const button = make.button("Close", "Escape", close);
+    node.replaceChildren(make("div", "gx-head", make("h3", "gx-title", heading), make("span", "gx-space"), button), ...content);
+    button.focus();
+  };
+  return { node, show, close };
 }
 
 // Triangles as squares, so that a thumbnail is a picture.

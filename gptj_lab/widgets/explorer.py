@@ -17,6 +17,7 @@ from gptj_lab.lens import attribution
 from gptj_lab.widgets import (
     explorer_answers,
     explorer_code,
+    explorer_lens,
     explorer_picture,
     explorer_requests,
     theme,
@@ -27,7 +28,10 @@ from gptj_lab.widgets.explorer_session import DIFFERENCES, RUNS, Session
 from gptj_lab.widgets.explorer_sweeps import Sweep
 
 if TYPE_CHECKING:
+    from gptj_lab.lens.affine_lens import AffineLens
     from gptj_lab.lens.attribution import Attribution
+    from gptj_lab.lens.logit_lens import LogitLens
+    from gptj_lab.widgets.explorer_reading import Reading
 
 _VIEW_BYTES = 4096
 _STATE_VERSION = 1
@@ -49,10 +53,13 @@ class Explorer(anywidget.AnyWidget):
             prompt: it becomes B beside A.
         layer, head: what is shown first.
         steer: a direction, float32 [d_model], that `{"kind": "steer"}` adds to resid_post.
+        tuned_lens: of this model (`gptj_lab.lens.tuned_lens.train_tuned_lens`): a choice beside
+            the logit lens and the Jacobian lens, which is computed where it is looked at.
         state: of an earlier Explorer (its `state`); it wins over `prompt`.
 
     Raises:
-        TypeError, ValueError: a prompt that is empty or too long, a compare that can't be compared.
+        TypeError, ValueError: a prompt that is empty or too long, a compare that can't be compared,
+            a tuned_lens that is none.
     """
 
     _esm = theme.script("explorer")
@@ -75,6 +82,7 @@ class Explorer(anywidget.AnyWidget):
         layer: int = 0,
         head: int = 0,
         steer: Float[np.ndarray, "d_model"] | None = None,
+        tuned_lens: AffineLens | None = None,
         state: Mapping[str, Any] | None = None,
     ):
         if not isinstance(compare, str | LanguageModel | None):
@@ -83,7 +91,8 @@ class Explorer(anywidget.AnyWidget):
                 "needed"
             )
         other = compare if isinstance(compare, LanguageModel) else None
-        self._session = Session(model, other, steer)
+        explorer_lens.check_tuned(tuned_lens)
+        self._session = Session(model, other, steer, tuned_lens)
         self._history: list[list[Edit]] = []
         self._sweep: Sweep | None = None
         self._sweep_number = 0
@@ -175,6 +184,21 @@ class Explorer(anywidget.AnyWidget):
             token = int(run.logits[position].argmax())
         return attribution.attribute(run.model, run.ids, token, minus, position, run.interventions)
 
+    def lens(self, kind: str = "logit", positions: Sequence[int] | None = None) -> LogitLens:
+        """A lens of the selected run: "logit", "tuned" or "jacobian".
+
+        Args:
+            positions: by default the selected one (the last, where none is).
+
+        Raises:
+            ValueError: as `explorer_lens.lens`, or a position that isn't there.
+        """
+        run, query = self._shown()
+        places = (
+            [query] if positions is None else [index("position", p, len(run)) for p in positions]
+        )
+        return explorer_lens.lens(run, places, kind, self._session.tuned)
+
     def sweep(
         self,
         what: str,
@@ -211,25 +235,40 @@ class Explorer(anywidget.AnyWidget):
         token_ids int32 [seq]; logprobs float32 [seq] of A's tokens (NaN for the first); pattern
         float32 [heads, seq, kv_seq] of the selected layer and run; logits float32 [vocab] after
         the selected query (or the last token) in that run; scores, a dictionary of float32
-        [layers, heads].
+        [layers, heads]; where the view has a lens (`view["lens"]`), its lens_ids int32 [rows, top]
+        and lens_logprobs float32 [rows, top] there.
         """
         session = self._session
-        chosen: dict[str, Any] = dict(self.selection)
-        of = chosen["of"]
-        run = session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
-        query = len(run) - 1 if chosen["query"] is None else min(chosen["query"], len(run) - 1)
+        run, query = self._shown()
         grids, told = explorer_answers.scores(session, "a")
-        return {
+        kind, read = self._lens_shown(), {}
+        if kind:
+            found = self.lens(kind)
+            read = {"lens_ids": found.ids[:, 0], "lens_logprobs": found.logprobs[:, 0]}
+        return read | {
             "token_ids": session.a.ids,
             "logprobs": session.a.token_logprobs,
-            "pattern": session.matrix(chosen["layer"], of),
+            "pattern": session.matrix(self.selection["layer"], self.selection["of"]),
             "logits": run.logits[query],
             "scores": {score["name"]: grid for score, grid in zip(told, grids, strict=True)},
         }
 
     def code(self) -> str:
-        """The Python that gives `pattern` and `logits` of `data` without the Explorer."""
-        return explorer_code.code(self._session, self.selection)
+        """The Python that gives `pattern`, `logits` and lens of `data` without the Explorer."""
+        return explorer_code.code(self._session, self.selection, self._lens_shown())
+
+    def _shown(self) -> tuple[Reading, int]:
+        """The selected run, of a difference its first, and the selected position in it."""
+        of, query = self.selection["of"], self.selection["query"]
+        run = self._session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
+        return run, len(run) - 1 if query is None else min(query, len(run) - 1)
+
+    def _lens_shown(self) -> str:
+        """The kind of lens that the view has open and this run can have, or ""."""
+        kind = self.view.get("lens", "")
+        there = self._about()["lenses"]
+        edited = kind == "jacobian" and self._shown()[0].edited
+        return kind if kind in there and not edited else ""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -348,6 +387,9 @@ class Explorer(anywidget.AnyWidget):
             "compare": "model" if session.two_models else "prompt" if session.prompt_b else None,
             "name_b": (session.other.name or "the other model") if session.two_models else "",
             "steer": session.steer is not None,
+            "lenses": [
+                kind for kind in explorer_lens.KINDS if kind != "tuned" or session.tuned is not None
+            ],
         }  # fmt: skip
 
     # --- What changes the session ---

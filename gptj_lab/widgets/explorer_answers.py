@@ -174,11 +174,10 @@ def _lens(session: Session, asked: Message) -> Iterator[Answer]:
     reading = session.reading(asked.get("of", "a"))
     start = index("start", asked.get("start", 0), len(reading))
     stop = min(asked.get("stop") or len(reading), start + _WINDOW, len(reading))
-    if asked.get("kind", "logit") != "logit":
-        raise ValueError(f"kind is {asked['kind']!r}: 'logit' is needed")
-    found = lens(reading, start, index("stop", stop - 1, len(reading)) + 1)
+    kind, stop = asked.get("kind", "logit"), index("stop", stop - 1, len(reading)) + 1
+    found = lens(reading, range(start, stop), kind, session.tuned)
     content = {
-        "of": asked.get("of", "a"), "kind": "logit", "start": start, "stop": stop, "top": TOP,
+        "of": asked.get("of", "a"), "kind": kind, "start": start, "stop": stop, "top": TOP,
         "rows": _rows(session), "names": names(session, found.ids),
     }  # fmt: skip
     yield content, [i4(found.ids), f4(found.logprobs), f4(found.entropy), f4(found.kl)]
@@ -190,9 +189,10 @@ def _lens_of(session: Session, asked: Message) -> Iterator[Answer]:
     ids = [index("token", each, session.model.config.vocab_size) for each in asked["ids"]]
     if not 0 < len(ids) <= _PINNED:
         raise ValueError(f"{len(ids)} tokens: 1 to {_PINNED} can be followed over the layers")
-    logprobs, ranks = lens_of(reading, position, ids)
+    kind = asked.get("kind", "logit")
+    logprobs, ranks = lens_of(reading, position, ids, kind, session.tuned)
     content = {
-        "of": asked.get("of", "a"), "kind": "logit", "position": position, "ids": ids,
+        "of": asked.get("of", "a"), "kind": kind, "position": position, "ids": ids,
         "names": names(session, ids), "rows": _rows(session),
     }  # fmt: skip
     yield content, [f4(logprobs), i4(ranks)]

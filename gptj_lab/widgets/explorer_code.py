@@ -8,8 +8,12 @@ from gptj_lab.widgets.explorer_edits import Edit
 from gptj_lab.widgets.explorer_session import DIFFERENCES, Session
 
 
-def code(session: Session, selection: dict[str, Any]) -> str:
-    """A script that makes `pattern` and `logits` of the selection from `model` (and `other`)."""
+def code(session: Session, selection: dict[str, Any], lens: str = "") -> str:
+    """A script that makes `pattern` and `logits` of the selection from `model` (and `other`).
+
+    Args:
+        lens: "logit", "tuned" or "jacobian": also `lens` at the selected position.
+    """
     of, layer, head = (selection[name] for name in ("of", "layer", "head"))
     runs = DIFFERENCES.get(of, (of,))
     pattern = f'"blocks.{layer}.attn.pattern"'
@@ -33,7 +37,10 @@ def code(session: Session, selection: dict[str, Any]) -> str:
     patterns = [f"values_{name}[{pattern}]" for name in runs]
     lines += [f"pattern = {' - '.join(patterns)}  # [heads, seq, kv_seq]"]
     query = -1 if selection["query"] is None else selection["query"]
-    lines += [f"logits = logits_{runs[0]}[{query}]", f"pattern[{head}]"]
+    lines += [f"logits = logits_{runs[0]}[{query}]"]
+    if lens:
+        lines += _lens(session, runs[0], lens, query)
+    lines += [f"pattern[{head}]"]
     return "\n".join(lines) + "\n"
 
 
@@ -44,6 +51,28 @@ def _needs_b(session: Session) -> bool:
 def _tokens(name: str, prompt: str, made: int, ids: list[int], model: str) -> list[str]:
     lines = [f"{name} = {model}.tokenizer.encode({prompt!r})"]
     return [*lines, f"{name} += {ids[-made:]}  # what was generated"] if made else lines
+
+
+def _lens(session: Session, name: str, kind: str, query: int) -> list[str]:
+    model = "other" if name == "b" and session.two_models else "model"
+    ids = "ids_b" if name == "b" and session.prompt_b else "ids"
+    lines = [f"trace = {model}.trace({ids})"]
+    if name == "after":  # a trace is a plain pass: residuals and logits are those of the edited one
+        last = session.model.config.num_layers - 1
+        lines = [
+            f'streams = ["blocks.*.resid_pre", "blocks.{last}.resid_post"]',
+            "logits_after, streams = run(model, ids, edits, sites=streams)",
+            "from gptj_lab.lens.trace import Trace",
+            "trace = Trace(model.config, np.array(ids), (), np.stack(list(streams.values())),",
+            '              names=(), model=model, values={"logits": logits_after})',
+        ]
+        lines = ["import numpy as np", *lines]
+    if kind == "tuned":
+        lines += [f"lens = tuned_lens.read(trace, positions=[{query}])  # Explorer(tuned_lens=)"]
+    else:
+        lines += [f"from gptj_lab.lens.{kind}_lens import {kind}_lens"]
+        lines += [f"lens = {kind}_lens(trace, positions=[{query}])"]
+    return [*lines, "lens.ids[:, 0], lens.logprobs[:, 0]"]
 
 
 def _edits(session: Session) -> list[str]:

@@ -16,21 +16,17 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     "aria-label": "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
   const best = make("p", "gx-best");
   const node = make("div", "gx-overview", make("div", "gx-stage", canvas, grid), best);
-  const view = canvas.ownerDocument.defaultView;
   let cells = [];
   let standing = []; // index of the cell → head
   let shown = null;
 
   function build() {
-    const axis = (role, name) => make("div", "gx-axis", { role }, shown.sorted ? "" : String(name));
-    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
-    cells = times(layers * heads, () => make("div", "gx-cell", { role: "gridcell" }));
-    grid.replaceChildren(line(axis("columnheader", "L\\H"), ...times(heads, (h) => axis("columnheader", h))),
-      ...times(layers, (l) => line(axis("rowheader", l), ...cells.slice(l * heads, (l + 1) * heads))));
+    const name = (text) => (shown.sorted ? "" : text);
+    cells = gridOf(make, grid, name("L\\H"), times(layers, name), times(heads, name), () => make("div", "gx-cell", { role: "gridcell" }));
     keys.set(cells, heads);
   }
   const place = (i) => [floor(standing[i] / heads), standing[i] % heads];
-  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || event.ctrlKey || event.metaKey) ? toggle : choose)(...place(i)),
+  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || chord(event)) ? toggle : choose)(...place(i)),
     (key, i) => {
       const act = { Enter: choose, " ": toggle, a: ablate }[key];
       act?.(...place(i));
@@ -85,20 +81,9 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     grid.style.gridTemplateColumns = `24px repeat(${heads}, ${cell}px)`;
     grid.style.gridTemplateRows = `18px repeat(${layers}, ${cell}px)`;
     grid.dataset.small = String(cell < 26);
-    const dense = view.devicePixelRatio || 1;
-    const [w, h] = [26 + heads * (cell + 2), 20 + layers * (cell + 2)];
-    canvas.width = w * dense;
-    canvas.height = h * dense;
-    canvas.style.width = `${w}px`;
-    canvas.style.height = `${h}px`;
-    const pen = canvas.getContext("2d");
-    pen.scale(dense, dense);
+    const pen = penOf(canvas, 26 + heads * (cell + 2), 20 + layers * (cell + 2));
     const { thumbs: { all, size }, lut, mask } = shown;
-    const small = make("canvas");
-    small.width = small.height = size;
-    const brush = small.getContext("2d");
-    const image = brush.createImageData(size, size);
-    const pixels = new Uint32Array(image.data.buffer);
+    const small = pixelsOf(make, size, size);
     standing.forEach((head, i) => {
       const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
       if (shown.fill) {
@@ -106,9 +91,9 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
         pen.fillRect(x, y, cell, cell);
         return;
       }
-      for (let at = 0; at < pixels.length; at++) pixels[at] = at % size > floor(at / size) ? mask : lut[all[head][at]];
-      brush.putImageData(image, 0, 0);
-      pen.drawImage(small, x, y, cell, cell);
+      const bytes = all[head];
+      small.paint((at) => (at % size > floor(at / size) ? mask : lut[bytes[at]]));
+      pen.drawImage(small.canvas, x, y, cell, cell);
     });
   }
   return { node, show, mark, paint, focus: keys.focus };
@@ -146,7 +131,7 @@ function headsPane(x) {
   const fresh = () => x.ask({ op: "scores", of: "a" }, "f", (message, values) => {
     takeScores(message.scores, values);
     if (state.score) showHeads();
-    if (state.tab === "table") x.reopen();
+    if (state.tab === "table") x.tabs.run();
   });
   const changed = () => thumbs.of.startsWith("after") && (thumbs.of = "");
   function showHeads(only = false) {
@@ -167,16 +152,16 @@ function headsPane(x) {
   }
   const scoreBox = make.select("show", [["", "attention patterns"]], state.score, (value) => x.set("score", value, showHeads));
   const sorted = make.check("sort", state.sorted, (on) => x.set("sorted", on, showHeads), "the highest score first; the cells then carry layer.head");
-  const scoreNote = make("p", "gx-hint");
+  const scoreNote = hint(make);
   const add = (layer, head) => {
     const name = `${layer}.${head}`;
     if (!state.selected.delete(name)) state.selected.add(name);
     showHeads(true);
-    x.showMatrix();
+    x.matrix.show();
     x.tell(`${state.selected.size} heads are selected`);
   };
   const heatmap = overview(make, { layers, heads, choose: x.choose, toggle: add, ablate: x.ablate });
-  const node = make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), make("div", "gx-tools", scoreBox, sorted), scoreNote, heatmap.node,
-    make("p", "gx-hint", "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several."));
+  const node = make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), tools(make, scoreBox, sorted), scoreNote, heatmap.node,
+    hint(make, "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several."));
   return { node, begin, changed, show: showHeads, all, addScore, fresh, paint: heatmap.paint, focus: heatmap.focus };
 }

@@ -1,5 +1,7 @@
 // A heat map on two canvases: cells below, crosshair above, so that pointing paints no cell again.
 
+const FONT = "ui-monospace, 'DejaVu Sans Mono', monospace";
+
 // Where the cells lie: gutters for the names, then cells of equal size.
 export function layout(width, rows, cols, { square = true, left = 84, top = 88, height = 420, most = 46 } = {}) {
   const w = min(most, (width - left - 6) / cols);
@@ -45,14 +47,8 @@ export function heat(make, { label, options = {}, point, lock }) {
 
   const size = () => [data.rows.length, data.cols.length];
   function context(canvas) {
-    const dense = view.devicePixelRatio || 1;
-    canvas.width = round(place.width * dense);
-    canvas.height = round(place.height * dense);
-    canvas.style.width = `${place.width}px`;
-    canvas.style.height = `${place.height}px`;
-    const pen = canvas.getContext("2d");
-    pen.scale(dense, dense);
-    pen.font = "12px ui-monospace, 'DejaVu Sans Mono', monospace";
+    const pen = penOf(canvas, place.width, place.height);
+    pen.font = `12px ${FONT}`;
     return pen;
   }
   function write(pen, text, x, y, room) {
@@ -81,18 +77,12 @@ export function heat(make, { label, options = {}, point, lock }) {
     place = layout(box.clientWidth || 420, rowPart[1] - rowPart[0], colPart[1] - colPart[0], options);
     const by = max(1, floor(1 / max(min(place.w, place.h), 0.05)));
     const { n, m, found } = pool(data, rowPart, colPart, by);
-    const small = make("canvas");
-    small.width = m;
-    small.height = n;
-    const brush = small.getContext("2d");
-    const image = brush.createImageData(m, n);
-    const pixels = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < found.length; i++) pixels[i] = found[i] < 0 ? data.mask : data.lut[found[i]];
-    brush.putImageData(image, 0, 0);
+    const small = pixelsOf(make, m, n);
+    small.paint((i) => (found[i] < 0 ? data.mask : data.lut[found[i]]));
     const pen = context(base);
     pen.imageSmoothingEnabled = false;
     const { left, top, w, h } = place;
-    pen.drawImage(small, left, top, m * by * w, n * by * h);
+    pen.drawImage(small.canvas, left, top, m * by * w, n * by * h);
     pen.fillStyle = colour("--soft");
     for (const [down, [from, to], size] of [[true, rowPart, h], [false, colPart, w]]) {
       for (let i = from; i < to; i += max(1, ceil(13 / size))) name(pen, down, i);
@@ -104,7 +94,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     const [[r0, r1], [c0, c1]] = seen;
     const { left, top, w, h } = place;
     pen.textAlign = "center";
-    pen.font = `${min(12, floor(w / 2.9))}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+    pen.font = `${min(12, floor(w / 2.9))}px ${FONT}`;
     for (let r = r0; r < r1; r++) {
       for (let c = c0; c < c1; c++) {
         const q = data.q(r, c);
@@ -174,7 +164,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     hold(!again);
   });
   box.addEventListener("keydown", (event) => {
-    if (!data || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!data || chord(event)) return;
     const [r, c] = at;
     const last = data.last ? data.last(r) : data.cols.length - 1;
     const moves = { ArrowRight: [r, min(c + 1, last)], ArrowLeft: [r, c - 1], ArrowDown: [r + 1, c], ArrowUp: [r - 1, c],

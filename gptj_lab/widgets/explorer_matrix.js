@@ -90,14 +90,14 @@ function matrixPane(x) {
     } });
   const ofs = make.select("of", Object.entries(OF), state.of, (value) => x.set("of", value, () => { x.keep(); x.all(); }));
   const reduce = make.select("several heads", [["mean", "mean"], ["max", "maximum"]], state.reduce, (value) => x.set("reduce", value, showMatrix));
-  const ramps = make.select("colours", Object.keys(RAMPS).map((each) => [each, each]), state.ramp, (value) => x.set("ramp", value, () => { x.all(); x.reopen(); }));
+  const ramps = make.select("colours", Object.keys(RAMPS), state.ramp, (value) => x.set("ramp", value, () => { x.all(); x.tabs.run(); }));
   const gamma = make.input("γ", { type: "range", min: 0.3, max: 2.5, step: 0.1, value: state.gamma, title: "below 1 lifts what is small" },
     (value) => x.set("gamma", Number(value), x.all), "input");
   const hows = make.select("by", [["zero", "zero"], ["mean", "mean of the text"], ["freeze", "frozen pattern"]], state.how, (value) => x.set("how", value, () => {}));
   const ablateButton = make.button("Switch head off", "a", () => chosen().forEach((each) => x.ablate(...each)));
-  const node = make("section", "gx-pane gx-matrix-pane", matrixTitle, make("div", "gx-tools", ofs, reduce, ramps, gamma,
+  const node = make("section", "gx-pane gx-matrix-pane", matrixTitle, tools(make, ofs, reduce, ramps, gamma,
     make.button("−", "zoom out", () => matrix.enlarge(0.5)), make.button("+", "zoom in around the crosshair", () => matrix.enlarge(2))),
-  matrix.node, make("div", "gx-tools", ablateButton, hows, make.button("MLP off", "l: this layer's MLP", x.mlp), make.button("Cut arrow", "x: the cell under the crosshair", x.cutArrow)));
+  matrix.node, tools(make, ablateButton, hows, make.button("MLP off", "l: this layer's MLP", x.mlp), make.button("Cut arrow", "x: the cell under the crosshair", x.cutArrow)));
   function begin() { // of a run: its tokens, and what can be shown of it
     tokens.fill(x.ran.tokens.map((each) => each[0]), x.ran.ids);
     const there = Object.entries(OF).filter(([of]) => (of === "b-a" ? x.ran.compare?.aligned : of !== "b" || x.ran.compare));

@@ -6,7 +6,7 @@ export const around = (value, most) => (isFinite(value) ? round(128 + 127 * min(
 
 function secondPrompt(x) {
   const { make, model, about } = x;
-  if (about.compare === "model") return make("p", "gx-hint", `B is the model ${about.name_b}, on the same prompt.`);
+  if (about.compare === "model") return hint(make, `B is the model ${about.name_b}, on the same prompt.`);
   const input = make("textarea", "gx-prompt", { rows: 1, "aria-label": "Prompt B" });
   input.value = model.get("prompt_b") ?? "";
   return make("div", "gx-b", make.caption("Prompt B:"), input, make.button("Run A and B", "", () => x.run({ prompt_b: input.value })));
@@ -19,7 +19,7 @@ function patchPanel(x) {
   let job = null; // {…message, cells}
   let running = false;
   const text = make("p", "gx-sentence");
-  const said = make("p", "gx-hint");
+  const said = hint(make);
   const progress = make("progress", "", { "aria-label": "progress of the sweep" });
   const map = heat(make, { label: "Effect of each place", options: { square: false, top: 84, left: 40, most: 60, height: 400 }, point(r, c) {
     const value = job.cells[r * job.shape[1] + c];
@@ -32,9 +32,9 @@ function patchPanel(x) {
     x.toggle(job.what === "heads" ? { kind: "patch_head", layer, head: place, position: null } : { kind: "patch", site: job.what, layer, position: place });
   });
   const node = make("div", "");
-  const tools = make("div", "gx-tools", make.select("patch", Object.entries(WHAT), what, (value) => (what = value)), go, put, progress);
+  const bar_ = tools(make, make.select("patch", Object.entries(WHAT), what, (value) => (what = value)), go, put, progress);
   function run() {
-    node.replaceChildren(secondPrompt(x), tools, text, map.node, said);
+    node.replaceChildren(secondPrompt(x), bar_, text, map.node, said);
     put.disabled = !x.ran?.compare?.aligned;
     if (job && job.run !== x.ran?.run) {
       job = null;
@@ -70,7 +70,7 @@ function patchPanel(x) {
       if (message.done < message.total) return void pull();
       running = false;
       go.textContent = "Start";
-      if (job.what === "ablate_heads") x.freshScores();
+      if (job.what === "ablate_heads") x.heads.fresh();
       x.tell(`The sweep is finished: the largest effect is ${signed(peak(job.cells), 3)}.`);
     });
   }
@@ -112,7 +112,7 @@ function comparePanel(x) {
       text.textContent = message.sentence;
       best.replaceChildren(make.caption(message.top.length ? "heads moved most: " : ""), ...message.top.map(([l, h, d]) =>
         make.button(`${l}.${h} (${d.toFixed(3)})`, "choose this head", () => x.choose(l, h), "gx-link")));
-      if (message.aligned) x.addScore({ name: "moved", label: "distance A to B", unit: "bits^½", values: moved, note: "Jensen-Shannon distance of the head's weights." });
+      if (message.aligned) x.heads.addScore({ name: "moved", label: "distance A to B", unit: "bits^½", values: moved, note: "Jensen-Shannon distance of the head's weights." });
       const cost = (all) => [...all].map((each) => -each);
       const series = [{ name: "A", values: cost(a), style: 0 }, { name: "B", values: cost(b), style: 1 }];
       if (message.aligned) series.push({ name: "KL", values: [...kl], style: 2 });
@@ -147,7 +147,7 @@ function generatePanel(x) {
   }, "input");
   const slider = scrub.input;
   const go = make.button("Continue the prompt", "", () => (running ? halt() : start()), "gx-primary");
-  const node = make("div", "", make("div", "gx-tools", count, heat_, seed, go), text,
+  const node = make("div", "", tools(make, count, heat_, seed, go), text,
     make("div", "gx-scrub", scrub), said);
   function show(on) {
     running = on;
@@ -247,7 +247,7 @@ function tablePanel(x) {
     const of = state.of.includes("-") ? "a" : state.of;
     x.ask({ op: "exact", layer, head, of, query }, "f", (message, row) => {
       const keys = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 40);
-      const scores = x.scores();
+      const scores = x.heads.all();
       node.replaceChildren(table(make, `Layer ${layer} head ${head}: what '${x.token(query)}' (${query}) reads`, ["token", "position", "weight"],
         keys.map((k) => [x.token(k), String(k), row[k].toFixed(5)])),
       table(make, `Scores of layer ${layer}`, ["head", ...scores.map((each) => each.label)], times(x.about.heads, (h) =>

@@ -26,7 +26,7 @@ export function chips(make, { change, undo }) {
 export function nextTokens(make, { pick }) {
   const title = make("h3", "gx-title", "Next token");
   const list = make("ul", "gx-next");
-  const foot = make("p", "gx-hint");
+  const foot = hint(make);
   const node = make("section", "gx-pane gx-next-pane", { "aria-label": "Next token" }, title, list, foot);
   function show({ heading, rows, kl, vocab }) {
     const two = kl !== null;

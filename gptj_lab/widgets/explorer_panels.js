@@ -49,30 +49,25 @@ function tokenGrid(x, { label, point }) {
   function show(rows, columns, cell, [row, at]) {
     column = at;
     wide = columns.length;
-    const cells = [];
     node.style.gridTemplateColumns = `auto repeat(${wide}, minmax(0, 1fr))`;
-    const axis = (role, name) => make("div", "gx-axis", { role }, name);
-    const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
     const held = node.contains?.(node.ownerDocument.activeElement);
-    node.replaceChildren(line(axis("columnheader", ""), ...columns.map((text) => axis("columnheader", text))), ...rows.map((name, r) =>
-      line(axis("rowheader", name), ...columns.map((_, c) => {
-        const { text, rgb, title } = cell(r, c);
-        const one = make("div", "gx-lens-cell", { role: "gridcell", title }, text);
-        tint(one, rgb);
-        cells.push(one);
-        return one;
-      }))));
+    const cells = gridOf(make, node, "", rows, columns, (r, c) => {
+      const { text, rgb, title } = cell(r, c);
+      return tint(make("div", "gx-lens-cell", { role: "gridcell", title }, text), rgb);
+    });
     keys.set(cells, wide, row * wide + at);
     if (held) keys.focus();
   }
   return { node, show };
 }
 
+const LENSES = { logit: "each layer's residual stream", tuned: "what a trained map makes of each layer's residual stream",
+  jacobian: "what the layers above make of each layer's residual stream, to first order" };
+
 function lensPanel(x) {
   const { make, state } = x;
   const WIDE = 11;
   let by = "probability";
-  let kind = "logit";
   let data = null;
   let row = 0; // counted from the output, which stands on top
   const grid = tokenGrid(x, { label: "Logit lens: rows are layers, the output on top; columns are positions", point(r, c, from) {
@@ -90,17 +85,21 @@ function lensPanel(x) {
   } });
   const aside = make("aside", "gx-aside");
   const plots = make("div", "gx-plots");
+  const what = hint(make);
+  if (!x.about.lenses.includes(state.lens)) state.lens = "logit";
   const pinBox = tokenBox(x, "follow token", (id) => id !== null && x.pick(id));
-  const node = make("div", "", make("div", "gx-tools",
-    make.select("colour", ["probability", "entropy", "KL to the output"].map((each) => [each, each]), by, (value) => { by = value; paint(); }),
-    make.select("lens", [["logit", "logit lens"], ["tuned", "tuned lens"]], kind, (value) => { kind = value; load(); }), pinBox),
-  make("p", "gx-hint", "What the network would say if it stopped there: final norm, unembedding and its bias, applied to each layer's residual stream. The top row is the model's output."),
+  const node = make("div", "", tools(make,
+    make.select("colour", ["probability", "entropy", "KL to the output"], by, (value) => { by = value; paint(); }),
+    make.select("lens", x.about.lenses.map((each) => [each, `${each} lens`]), state.lens, (value) => x.set("lens", value, load)), pinBox), what,
   make("div", "gx-side", grid.node, aside), plots);
   const of = () => (state.of.includes("after") ? "after" : state.of === "b" ? "b" : "a");
   function load() {
     const n = x.ran.tokens.length;
-    const stop = min(n, max(WIDE, state.query + 3));
-    const start = max(0, stop - WIDE);
+    const { query, lens: kind } = state;
+    const wide = kind === "jacobian" ? 8 : WIDE; // as many derivatives are taken together
+    const stop = min(n, max(wide, query + 3));
+    const start = max(0, stop - wide);
+    what.textContent = `What the network would say if it stopped there: final norm, unembedding and its bias, applied to ${LENSES[kind]}. The top row is the model's output.`;
     x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
       row = min(row, message.rows.length - 1);
@@ -130,12 +129,12 @@ function lensPanel(x) {
     aside.replaceChildren(make("h4", "", `${heading}, after '${x.token(state.query)}'`), make("ul", "gx-next", ...[0, 1, 2, 3, 4].map((j) => {
       const p = exp(data.logprobs[5 * i + j]);
       return bar(make, { name: x.name(data.ids[5 * i + j]), from: 0, to: p, value: share(p), kind: "now", title: "follow it through the layers", click: () => x.pick(data.ids[5 * i + j]) });
-    })), make("p", "gx-hint", `entropy ${data.entropy[i].toFixed(3)} nats, KL to the output ${data.kl[i].toFixed(3)} nats`));
+    })), hint(make, `entropy ${data.entropy[i].toFixed(3)} nats, KL to the output ${data.kl[i].toFixed(3)} nats`));
     return `${heading}: '${x.name(data.ids[5 * i])}' ${share(exp(data.logprobs[5 * i]))} after '${x.token(state.query)}'`;
   }
   function follow() {
-    if (!state.pins.length) return void plots.replaceChildren(make("p", "gx-hint", "Choose a token in a list, or type one, to follow it over the layers."));
-    x.ask({ op: "lens_of", of: of(), kind, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
+    if (!state.pins.length) return void plots.replaceChildren(hint(make, "Choose a token in a list, or type one, to follow it over the layers."));
+    x.ask({ op: "lens_of", of: of(), kind: state.lens, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
       const count = message.rows.length;
       const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
       const caption = `after '${x.token(message.position)}'`;
@@ -143,12 +142,12 @@ function lensPanel(x) {
         state.pins = state.pins.filter((each) => each !== id);
         follow();
       }, "gx-chip"));
-      plots.replaceChildren(make("div", "gx-tools", make.caption("followed:"), ...unpin),
+      plots.replaceChildren(tools(make, make.caption("followed:"), ...unpin),
         lines(make, { series: series(logprobs, exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
         lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
     });
   }
-  return { name: "lens", title: "Logit lens", node, run: () => x.ran && load(), position: load };
+  return { name: "lens", title: "Lens", node, run: () => x.ran && load(), position: load };
 }
 
 // The largest parts by name, the rest as one, so that all add up.
@@ -173,7 +172,7 @@ function attributionPanel(x) {
   const list = make("ul", "gx-fall");
   const sum = make("p", "gx-sum");
   const inputs = make("div", "gx-strip gx-inputs");
-  const node = make("div", "", make("div", "gx-tools", tokenBox(x, "logit of", (id) => { token = id; run(); }),
+  const node = make("div", "", tools(make, tokenBox(x, "logit of", (id) => { token = id; run(); }),
     tokenBox(x, "minus logit of", (id) => { minus = id; run(); }),
     make.select("parts", [["16", "16 largest"], ["40", "40 largest"], ["9999", "all"]], "16", (value) => { most = Number(value); paint(); }),
     make.button("Input gradient", "gradient × input of every token", () => gradient("gradient_x_input")),
@@ -186,7 +185,7 @@ function attributionPanel(x) {
         ...[...heads].map((value, i) => ({ name: `head ${floor(i / about.heads)}.${i % about.heads}`, value, at: [floor(i / about.heads), i % about.heads] })),
         ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
         ...message.others.map((name, i) => ({ name, value: others[i] }))] };
-      x.addScore({ name: "attribution", label: "attribution", unit: "logits", values: heads, note: `Direct share in the logit of '${x.name(message.token)}'.` });
+      x.heads.addScore({ name: "attribution", label: "attribution", unit: "logits", values: heads, note: `Direct share in the logit of '${x.name(message.token)}'.` });
       paint();
     });
   }
@@ -203,7 +202,7 @@ function attributionPanel(x) {
       inputs.replaceChildren(...[...values].map((value, i) => {
         const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);
         return make("span", "gx-token", tint(make("span", "gx-text", x.token(i)), rgb), make("span", "gx-under", signed(value)));
-      }), make("p", "gx-hint", message.sentence));
+      }), hint(make, message.sentence));
     });
   }
   return { name: "attribution", title: "Attribution", node, run, position: run };

@@ -10,6 +10,43 @@ export function share(p) { // a probability as a person reads it
 export const signed = (value, digits = 2) =>
   isFinite(value) ? `${value > 0 ? "+" : value < 0 ? "−" : ""}${abs(value).toFixed(digits)}` : "–";
 
+// A canvas of so many CSS pixels, each as fine as the screen; its pen.
+function penOf(canvas, width, height) {
+  const dense = canvas.ownerDocument.defaultView.devicePixelRatio || 1;
+  Object.assign(canvas, { width: round(width * dense), height: round(height * dense) });
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+  const pen = canvas.getContext("2d");
+  pen.scale(dense, dense);
+  return pen;
+}
+
+// A canvas with one pixel a cell; paint(i → 32-bit colour) fills it.
+function pixelsOf(make, width, height) {
+  const canvas = make("canvas");
+  Object.assign(canvas, { width, height });
+  const pen = canvas.getContext("2d");
+  const image = pen.createImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const paint = (colour) => {
+    for (let i = 0; i < pixels.length; i++) pixels[i] = colour(i);
+    pen.putImageData(image, 0, 0);
+  };
+  return { canvas, paint };
+}
+
+// A grid's header and rows; its cells (row, column → node), row after row.
+function gridOf(make, node, corner, rows, columns, cell) {
+  const axis = (role, name) => make("div", "gx-axis", { role }, String(name));
+  const line = (...all) => make("div", "gx-row", { role: "row" }, ...all);
+  const cells = rows.map((_, r) => columns.map((_, c) => cell(r, c)));
+  node.replaceChildren(line(...[corner, ...columns].map((name) => axis("columnheader", name))),
+    ...rows.map((name, r) => line(axis("rowheader", name), ...cells[r])));
+  return cells.flat();
+}
+
+const hint = (make, ...content) => make("p", "gx-hint", ...content);
+const tools = (make, ...all) => make("div", "gx-tools", ...all);
+
 // Lines over the layers: [{name, values, style}], NaN where nothing is. upside: 1 is on top (ranks).
 export function lines(make, { series, theme, caption, unit, upside = false, log = false, at = null, width = 460, height = 190, from = 0 }) {
   const [left, right, top, bottom] = [46, 124, 10, 30];

@@ -41,6 +41,8 @@ class Reading:
         logits: float32 [seq, vocab].
         residuals: [layers + 1, seq, d_model], what each block reads (resid_pre), and what the last
             one leaves, in the dtype of the activations.
+        edited: whether there are interventions.
+        pushed: for a position float32 [layers, d_model], what the Jacobian lens has made of it.
 
     Raises:
         ValueError: tokens that don't fit; a logit that is NaN (the message names the site).
@@ -54,7 +56,7 @@ class Reading:
     ):
         self.model = model
         self.ids = ids
-        self._edited = interventions is not None
+        self.edited = interventions is not None
         self.interventions = interventions or Interventions.none(model, len(ids))
         layers = model.config.num_layers
         names = [f"blocks.{layer}.resid_pre" for layer in range(layers)]
@@ -62,6 +64,7 @@ class Reading:
         logits, values = run(model, ids, self.interventions, names)
         self.logits = np.asarray(logits, np.float32)
         self.residuals = np.stack([values[name] for name in names])
+        self.pushed: dict[int, np.ndarray] = {}
         self._made: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -136,7 +139,7 @@ class Reading:
         """What makes a block's inside again: graph, weights, what it reads, its edits."""
         graph, state = nnx.split(self.model.network.blocks[layer])
         x = passes.rows_of(self.model, self.residuals[layer])
-        return graph, state, x, _of_layer(self._placed, layer) if self._edited else self._placed
+        return graph, state, x, _of_layer(self._placed, layer) if self.edited else self._placed
 
     @functools.cached_property
     def _placed(self) -> Interventions:
@@ -145,7 +148,7 @@ class Reading:
         No edits are the same for each layer, so they are there as a whole: 2 ms a layer less.
         """
         mesh = self.model.mesh
-        names = _TABLES if self._edited or mesh is not None else (*_TABLES, *_BY_LAYER, "edges")
+        names = _TABLES if self.edited or mesh is not None else (*_TABLES, *_BY_LAYER, "edges")
         tables = {name: getattr(self.interventions, name) for name in names}
         if mesh is None:
             placed = {name: jnp.asarray(table) for name, table in tables.items()}

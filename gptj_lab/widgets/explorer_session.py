@@ -18,6 +18,7 @@ from gptj_lab.widgets.explorer_reading import Reading, log_softmax
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
+    from gptj_lab.lens.affine_lens import AffineLens
 
 RUNS = ("a", "after", "b")
 _AWAKE: list[weakref.ref[Session]] = []  # the sessions that hold arrays, the latest last
@@ -30,6 +31,7 @@ class Session:
 
     Attributes:
         model: of A. `other`: of B, the same model where B is a second prompt.
+        tuned: a tuned lens of these weights, if there is one.
         number: counts the runs; a view's answer belongs to one of them.
         a, b, after: the runs; `after` is A itself while nothing is changed. Of the sessions before
             the last few they are let go, and read again when they are asked for.
@@ -45,10 +47,11 @@ class Session:
         model: LanguageModel,
         other: LanguageModel | None = None,
         steer: Float[np.ndarray, "d_model"] | None = None,
+        tuned: AffineLens | None = None,
     ):
         if other is not None:
             _check_comparable(model, other)
-        self.model, self.other, self.steer = model, other or model, steer
+        self.model, self.other, self.steer, self.tuned = model, other or model, steer, tuned
         self.two_models = other is not None
         self.number = 0
         self.edits: list[explorer_edits.Edit] = []

@@ -8,6 +8,8 @@ const taken = (event) => { // the notebook's own keys stay out
   event.stopPropagation();
 };
 
+const chord = (event) => event.ctrlKey || event.metaKey || event.altKey; // the browser's or the notebook's
+
 // make(tag, class, {attribute: value}?, text or nodes ...); role and label are attributes.
 export function maker(doc) {
   const make = (tag, className, ...content) => {
@@ -35,15 +37,16 @@ export function maker(doc) {
     label.input = node;
     return label;
   };
-  // A labelled <select>; options are [value, text].
+  // A labelled <select>; options are [value, text], or a text that is both.
   make.select = (caption, options, value, change) => {
     const node = make("select");
     const label = make("label", "gx-control", make.caption(caption), node);
     label.input = node;
     label.fill = (all, chosen) => {
-      node.replaceChildren(...all.map(([each, text]) => {
+      node.replaceChildren(...all.map((each) => {
+        const [value, text = value] = [each].flat();
         const option = make("option", "", text);
-        option.value = each;
+        option.value = value;
         return option;
       }));
       node.value = chosen;
@@ -97,7 +100,7 @@ export function rove(node, go, other) {
   });
   node.addEventListener("keydown", (event) => {
     const i = find(event);
-    if (i < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (i < 0 || chord(event)) return;
     const to = step(event.key, i, wide, cells.length);
     if (to !== null) {
       choose(to);

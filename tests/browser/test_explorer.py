@@ -141,7 +141,7 @@ def test_switching_a_head_off_changes_what_comes_next(page, python):
 
 def test_the_lens_ends_with_the_output_and_follows_tokens(page):
     rest(page)
-    view(page).locator(".gx-tab", has_text="Logit lens").click()
+    view(page).locator(".gx-tab", has_text="Lens").click()
     rest(page)
     top = view(page).locator(".gx-next-row .gx-link").first.inner_text()
     lens = view(page).locator(".gx-lens")
@@ -240,7 +240,7 @@ def test_a_token_typed_in_and_generation_scrubbed(page):
 
 def test_it_is_used_by_keys_alone(page):
     """From the prompt to an ablated head, an exact weight, a panel and back."""
-    view(page).locator(".gx-tab", has_text="Logit lens").click()
+    view(page).locator(".gx-tab", has_text="Lens").click()
     rest(page)
     view(page).locator("[data-head='0.0']").focus()
     press = page.keyboard.press

@@ -189,6 +189,25 @@ test("texts are never markup: tokens, names, code, errors", () => {
   close();
 });
 
+test("lens: each kind that the kernel has can be chosen, is asked for, and is kept", () => {
+  const { root, k, last, close } = setup();
+  const select = root.all("gx-control").map((each) => each.input).find((each) => each?.children.some((o) => o.value === "jacobian"));
+  assert.deepEqual(select.children.map((each) => each.value), ["logit", "tuned", "jacobian"]);
+  assert.equal(last("lens").kind, "logit");
+  const hint = () => root.get("gx-panel").all("gx-hint").map((each) => each.textContent).join("");
+  select.value = "jacobian";
+  select.fire("change");
+  assert.deepEqual([last("lens").kind, last("lens").stop - last("lens").start], ["jacobian", 8]);
+  assert.match(hint(), /to first order/);
+  assert.equal(k.model.get("view").lens, "jacobian");
+  root.get("gx-next-pane").get("gx-link").fire("click");
+  assert.equal(last("lens_of").kind, "jacobian");
+  close();
+  const without = setup({ about: { lenses: ["logit", "jacobian"] }, state: { view: { lens: "tuned" } } });
+  assert.equal(without.last("lens").kind, "logit");
+  without.close();
+});
+
 test("lens: rows from the output down, followed tokens as lines, an arrow at the border moves on", () => {
   const { root, k, key, last, close } = setup();
   const lens = root.get("gx-lens");

@@ -23,7 +23,7 @@ export const pattern = (layer) => (h, r, c) => {
 export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat and the cat slept".split(" "), late = false, about = {}, state = {} } = {}) {
   const traits = { prompt: tokens.join(" "), prompt_b: "", selection: {}, interventions: [], view: {}, stale: "",
     about: { version: 1, session: "s", name: "fake", family: "gptj", title: `fake (${layers} layers of ${heads} heads)`, layers, heads, d_model: 64,
-      d_head: 16, d_rotary: 8, context: 64, vocab: 100, parallel: true, rotary: true, compare: null, name_b: "", ...about }, ...state };
+      d_head: 16, d_rotary: 8, context: 64, vocab: 100, parallel: true, rotary: true, compare: null, name_b: "", lenses: ["logit", "tuned", "jacobian"], ...about }, ...state };
   const display = (i) => [`${i ? "␣" : ""}${tokens[i]}`, ` ${tokens[i]}`];
   const sent = [];
   const handlers = {};

@@ -6,8 +6,10 @@ export async function module(name) {
   const folder = new URL("../../gptj_lab/widgets/", import.meta.url);
   const parts = readdirSync(folder).filter((file) => file.startsWith(`${name}_`) && file.endsWith(".js")).sort();
   const packed = process.env.GPTJ_LAB_PACKED;
-  const source = packed ? readFileSync(`${packed}/${name}.js`, "utf8")
-    : ["theme.js", ...(["explorer", "tuneboard"].includes(name) ? ["parts.js"] : []), ...parts, `${name}.js`].map((file) => readFileSync(new URL(file, folder), "utf8")).join("\n");
+  const files = ["theme.js", ...(["explorer", "tuneboard"].includes(name) ? ["parts.js"] : []), ...parts, `${name}.js`];
+  const whole = files.map((file) => readFileSync(new URL(file, folder), "utf8")).join("\n");
+  const exported = [...whole.matchAll(/^export (?:function|const) (\w+)/gm)].map((found) => found[1]); // packing drops these words
+  const source = packed ? `${readFileSync(`${packed}/${name}.js`, "utf8")}\nexport { ${exported.join(", ")} };` : whole;
   const view = await import("data:text/javascript;base64," + Buffer.from(source).toString("base64"));
   return { source, view };
 }

@@ -13,11 +13,18 @@ from small_models import cases, changed, small_model
 
 import gptj_lab
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.lens import heads
+from gptj_lab.lens import fingerprint, heads
+from gptj_lab.lens.affine_lens import AffineLens
 from gptj_lab.lens.interventions import Interventions, run
+from gptj_lab.lens.jacobian_lens import jacobian_lens
 from gptj_lab.lens.trace import Trace
 from gptj_lab.model.transformer import Transformer
-from gptj_lab.widgets import explorer_answers, explorer_encoding, explorer_requests
+from gptj_lab.widgets import (
+    explorer_answers,
+    explorer_encoding,
+    explorer_lens,
+    explorer_requests,
+)
 from gptj_lab.widgets.explorer_reading import Reading
 
 A, B = "the cat sat on the mat, and the cat", "the dog sat on the mat, and the dog"
@@ -333,6 +340,103 @@ def test_the_lens_ends_with_the_models_output_exactly(front, model):
     np.testing.assert_allclose(followed[:, -1], own[4, [ids[-1, 4, 0], 9]], atol=1e-5)
     np.testing.assert_allclose(followed[:, 1], said[4, [ids[-1, 4, 0], 9]], atol=1e-5)
     assert ranks[0, -1] == 0 and ranks[1, -1] == (own[4] > own[4, 9]).sum()
+
+
+@pytest.fixture
+def lenses(model):
+    """A view with a tuned lens (any maps will do) and a second prompt."""
+    layers, width = model.config.num_layers, model.config.d_model
+    drawn = np.random.default_rng(0).normal(size=(layers, width, width + 1)).astype(np.float32)
+    matrix = np.eye(width, dtype=np.float32) + 0.3 * drawn[..., 1:]
+    weights = fingerprint.of_weights(model)
+    tuned = AffineLens("tuned", matrix, drawn[..., 0], weights, np.zeros((0, layers), np.float32))
+    explorer = gptj_lab.widgets.Explorer(model, A, compare=B, tuned_lens=tuned)
+    return FrontEnd(explorer), tuned
+
+
+def test_tuned_and_jacobian_lens_are_those_of_the_library(lenses, model):
+    front, tuned = lenses
+    assert front.explorer.about["lenses"] == ["logit", "tuned", "jacobian"]
+    rows = model.config.num_layers + 1
+    for of, text in (("a", A), ("b", B)):
+        trace = Trace.of(model, text)
+        seen = []
+        for kind, whole in (("tuned", tuned.read(trace)), ("jacobian", jacobian_lens(trace))):
+            content, (ids, logprobs, entropy, kl) = front.one(
+                "lens", of=of, kind=kind, start=2, stop=6
+            )
+            assert content["kind"] == kind
+            assert np.array_equal(array(ids, "i32", rows, 4, 5), whole.ids[:, 2:6])
+            told = array(logprobs, "f32", rows, 4, 5)
+            np.testing.assert_allclose(told, whole.logprobs[:, 2:6], atol=1e-4)
+            np.testing.assert_allclose(array(kl, "f32", rows, 4), whole.kl[:, 2:6], atol=1e-4)
+            seen.append(told[0])
+            _, (followed, ranks) = front.one("lens_of", of=of, kind=kind, position=4, ids=[9, 11])
+            expected = whole.of([9, 11])
+            np.testing.assert_allclose(
+                array(followed, "f32", 2, rows), expected.logprobs[:, :, 4], atol=1e-4
+            )
+            assert np.array_equal(array(ranks, "i32", 2, rows), expected.ranks[:, :, 4])
+        assert np.abs(seen[0] - seen[1]).max() > 0.1, "the kinds would not be told apart"
+
+
+def test_the_jacobian_lens_takes_each_derivative_once(lenses, monkeypatch):
+    front, _ = lenses
+    asked = []
+
+    def counted(trace, top, positions):
+        asked.append(list(positions))
+        return jacobian_lens(trace, top, positions)
+
+    monkeypatch.setattr(explorer_lens, "jacobian_lens", counted)
+    for start, stop in ((0, 3), (1, 5), (0, 5)):
+        front.one("lens", kind="jacobian", start=start, stop=stop)
+    assert asked == [[0, 1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("kind", ["logit", "tuned", "jacobian"])
+def test_the_lens_that_is_shown_is_in_data_code_and_state(lenses, model, kind):
+    front, tuned = lenses
+    front.explorer.view = {"lens": kind}
+    front.explorer.ablate(0, 1)
+    for of in ("a", "b", "after", "b-a"):
+        front.explorer.select(layer=1, query=4, of=of)
+        made = {"model": model, "tuned_lens": tuned}
+        exec(front.one("code")[0]["text"], made)
+        data = front.explorer.data
+        if kind == "jacobian" and of == "after":
+            assert "lens" not in made and "lens_ids" not in data
+            continue
+        assert np.array_equal(made["lens"].ids[:, 0], data["lens_ids"])
+        np.testing.assert_allclose(made["lens"].logprobs[:, 0], data["lens_logprobs"], atol=1e-4)
+        np.testing.assert_allclose(made["logits"], data["logits"], atol=1e-5)
+        own = np.asarray(jax.nn.log_softmax(data["logits"]))[data["lens_ids"][-1]]
+        np.testing.assert_allclose(data["lens_logprobs"][-1], own, atol=1e-5)  # that run's output
+    state = json.loads(json.dumps(front.explorer.state))
+    again = gptj_lab.widgets.Explorer(model, tuned_lens=tuned, state=state)
+    assert again.state == state and again.view["lens"] == kind
+    assert np.array_equal(again.data["lens_ids"], front.explorer.data["lens_ids"])
+
+
+def test_a_lens_that_cannot_be_is_a_sentence(front, lenses, model):
+    assert front.explorer.about["lenses"] == ["logit", "jacobian"]
+    assert "there is no tuned lens" in front.error("lens", kind="tuned", start=0, stop=2)
+    assert "one of logit, tuned, jacobian" in front.error("lens", kind="other", start=0, stop=2)
+    front.explorer.ablate(0, 1)
+    text = front.error("lens", of="after", kind="jacobian", start=0, stop=2)
+    assert "without interventions" in text
+    _, tuned = lenses
+
+    def doubled(network):
+        weight = network.blocks[0].attn.q.weight
+        weight.set_value(2 * weight.get_value())
+
+    other = gptj_lab.widgets.Explorer(changed(model, doubled), A, tuned_lens=tuned)
+    assert "other weights" in FrontEnd(other).error("lens", kind="tuned", start=0, stop=2)
+    with pytest.raises(TypeError, match="tuned_lens is a str"):
+        gptj_lab.widgets.Explorer(model, A, tuned_lens="lens")
+    with pytest.raises(ValueError, match="tuned_lens is a jacobian lens"):
+        gptj_lab.widgets.Explorer(model, A, tuned_lens=dataclasses.replace(tuned, kind="jacobian"))
 
 
 @pytest.mark.parametrize("minus", [None, 11])
