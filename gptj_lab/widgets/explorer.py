@@ -238,7 +238,7 @@ class Explorer(anywidget.AnyWidget):
         [layers, heads]; where the view has a lens (`view["lens"]`), its lens_ids int32 [rows, top]
         and lens_logprobs float32 [rows, top] there.
         """
-        session = self._session
+        session, chosen = self._session, dict[str, Any](self.selection)
         run, query = self._shown()
         grids, told = explorer_answers.scores(session, "a")
         kind, read = self._lens_shown(), {}
@@ -248,7 +248,7 @@ class Explorer(anywidget.AnyWidget):
         return read | {
             "token_ids": session.a.ids,
             "logprobs": session.a.token_logprobs,
-            "pattern": session.matrix(self.selection["layer"], self.selection["of"]),
+            "pattern": session.matrix(chosen["layer"], chosen["of"]),
             "logits": run.logits[query],
             "scores": {score["name"]: grid for score, grid in zip(told, grids, strict=True)},
         }
@@ -259,7 +259,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _shown(self) -> tuple[Reading, int]:
         """The selected run, of a difference its first, and the selected position in it."""
-        of, query = self.selection["of"], self.selection["query"]
+        chosen: dict[str, Any] = dict(self.selection)
+        of, query = chosen["of"], chosen["query"]
         run = self._session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
         return run, len(run) - 1 if query is None else min(query, len(run) - 1)
 

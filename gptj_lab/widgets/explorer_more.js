@@ -42,7 +42,7 @@ function patchPanel(x) {
       go.textContent = "Start";
     }
     progress.hidden = map.node.hidden = !job;
-    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen: causes flow to the right. A and B need equally many tokens; switching off needs no B.";
+    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen, so those cells stay empty: causes flow to the right. A and B need equally many tokens; switching off needs no B.";
     draw();
   }
   function stop() {
@@ -80,8 +80,11 @@ function patchPanel(x) {
     progress.value = job.done;
     const most = job.what.startsWith("ablate") ? peak(job.cells) : max(1, peak(job.cells));
     const [rows, columns] = job.shape;
+    // The causal cone: before the first token that differs A and B hold the same, so nothing is there.
+    const differs = x.ran.ids.findIndex((id, i) => id !== x.ran.compare?.ids[i]);
+    const first = job.columns === "position" ? differs : 0;
     map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
-      ...x.colours(true), flat: true, q: (r, c) => around(job.cells[r * columns + c], most), text: (r, c) => signed(job.cells[r * columns + c], 1) });
+      ...x.colours(true), flat: true, q: (r, c) => (c < first ? -1 : around(job.cells[r * columns + c], most)), text: (r, c) => signed(job.cells[r * columns + c], 1) });
   }
   return { name: "patch", title: "Patching", node, run, size: () => map.paint() };
 }

@@ -254,6 +254,27 @@ test("a sweep is pulled; stop asks no more", () => {
   close();
 });
 
+test("patching shows the causal cone: nothing before the first token that differs", () => {
+  const numbers = (pair) => {
+    const { root, tab, button, key, close } = setup();
+    tab(2);
+    if (pair) {
+      root.get("gx-panel").get("gx-prompt").value = "The cat sat off";
+      button("Run A and B").fire("click");
+    }
+    button("Start").fire("click");
+    const map = root.get("gx-panel").get("gx-heat");
+    key(map, "+");
+    const [canvas] = map.children;
+    canvas.drawn = [];
+    key(map, "-"); // painted anew, as a whole
+    close();
+    return canvas.drawn.filter((text) => /^[+−]?\d\.\d$/.test(text)).length;
+  };
+  assert.equal(numbers(false), 3 * 10);
+  assert.equal(numbers(true), 3 * 7, "of ten tokens the first three are the same in A and B");
+});
+
 test("generation is pulled; stop asks no more and tells the kernel", () => {
   const { k, tab, button, close, ops } = setup();
   tab(4);

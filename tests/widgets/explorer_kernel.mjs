@@ -49,7 +49,7 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
       const all = Array.from({ length: L }, (_, l) => triangles(H, S, pattern(l)));
       const thumbs = new Uint8Array(all.flatMap((each) => [...each]));
       return [{ op: "ran", run, prompt: m.prompt, prompt_b: m.prompt_b ?? "", tokens: tokens.map((_, i) => display(i)), ids: tokens.map((_, i) => i), prompt_tokens: T(), notes: [],
-        mode: "layer", pool: 512, thumb: S, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => display(i)), ids: [], aligned: true, notes: [] } : null,
+        mode: "layer", pool: 512, thumb: S, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => display(i)), ids: tokens.map((_, i) => (i < 3 ? i : 50 + i)), aligned: true, notes: [] } : null,
         interventions: traits.interventions, chips: [], position: T() - 1, seconds: 0.012, compiled: 0 },
       [thumbs, floats(T(), (i) => (i ? logp(i % 4) : NaN)), Int32Array.from({ length: 10 }, (_, i) => i), floats(10, (i) => logp(i))]];
     },
