@@ -116,10 +116,10 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
     """Nothing, if a run of the settings `saved` can go on with those `wanted`.
 
     Raises:
-        ValueError: they differ; the sentence names the first.
+        ValueError: they differ; the sentence names the one that explains most.
     """
     before, now = dict(_flat(saved)), dict(_flat(wanted))
-    for name in sorted(before.keys() | now.keys(), key=lambda name: name == "corpus"):
+    for name in sorted(before.keys() | now.keys(), key=_by_weight):
         old, new = before.get(name), now.get(name)
         if old == new or name in _FREE or (name == "held_out" and None in (old, new)):
             continue
@@ -151,6 +151,11 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
+
+
+def _by_weight(name: str) -> tuple[bool, bool, str]:
+    """What decides which others there are comes first, the text, which follows them, last."""
+    return name == "corpus", name not in ("method.kind", "optimiser.name"), name
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -252,7 +252,11 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path)
     for changed, sentence in (
         (dict(batch=1), "batch is 1, but the run in .*out was begun with 2"),
         (dict(method=gptj_lab.LoRA(rank=4, dropout=0.2)), "method.rank is 4, .* begun with 2"),
-        (dict(method=gptj_lab.Full()), "method.* is .*, but the run"),
+        (
+            dict(method=gptj_lab.Full()),
+            "^method.kind is 'Full', but the run in .* was begun with 'LoRA'",
+        ),
+        (dict(optimiser=gptj_lab.Optimiser(name="lion")), "^optimiser.name is 'lion'"),
         (dict(seed=4), "seed is 4"),
         (dict(context=8), "context is 8"),
         (
