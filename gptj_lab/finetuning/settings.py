@@ -68,6 +68,9 @@ class Settings:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}: None or one of {', '.join(DTYPES)}")
         check_remat(self.remat)
+        for folder in () if self.out is None else (self.out, *self.out.parents):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"out is {self.out}, but {folder} is a file: name a folder")
 
     @classmethod
     def of(cls, *, steps: int, prompts: Any, out: Path | str | None, **others: Any) -> Settings:
