@@ -16,7 +16,7 @@ from flax import nnx
 from gptj_lab.config import ModelConfig
 from gptj_lab.generation import sampling
 from gptj_lab.mesh import sharding
-from gptj_lab.model.cache import Cache, empty_cache
+from gptj_lab.model.cache import Cache, LayerCache, OneRow, empty_cache
 from gptj_lab.names import DATA, MODEL
 from gptj_lab.tokenizer import StreamDecoder
 
@@ -401,6 +401,9 @@ def _chunk(
     batch, vocab = logits.shape
     top = min(ALTERNATIVES, vocab)
     every_row = jnp.arange(batch)
+    alone = batch == 1 and mesh is None
+    if alone:
+        cache = tuple(OneRow(*(kept[0] for kept in layer)) for layer in cache)
     out = (
         jnp.zeros((batch, CHUNK), jnp.int32),
         jnp.zeros((batch, CHUNK), jnp.float32),
@@ -433,6 +436,8 @@ def _chunk(
     _, _, cache, logits, counts, out = jax.lax.while_loop(
         unfinished, step, (jnp.int32(0), goes_on, cache, logits, counts, out)
     )
+    if alone:
+        cache = tuple(LayerCache(*(kept[None] for kept in layer)) for layer in cache)
     return (cache, logits, prompt_counts, counts), sharding.constrain(out, mesh)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import narrow
-from gptj_lab.model.cache import LayerCache
+from gptj_lab.model.cache import LayerCache, OneRow
 from gptj_lab.model.linear import Linear
 from gptj_lab.model.positions import rotary_angles, rotate
 from gptj_lab.model.sites import Site, ignore
@@ -40,10 +40,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | None,
+        cache: LayerCache | OneRow | None,
         site: Site,
         segments: Int[Array, "batch seq"] | None = None,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
         """What attention writes into the residual stream, and the cache with these tokens."""
         z, cache = self.mix(x, positions, cache, site, segments)
         return self.out(z), cache
@@ -52,10 +52,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | None,
+        cache: LayerCache | OneRow | None,
         site: Site,
         segments: Int[Array, "batch seq"] | None = None,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
         """The heads' results side by side, before the output matrix, and the cache.
 
         Tokens of different segments don't see each other; within one, positions count from 0.
@@ -72,7 +72,7 @@ class Attention(nnx.Module):
             kv_positions = positions
         else:
             cache = cache.write(k, v, positions)
-            k, v = cache.keys.astype(x.dtype), cache.values.astype(x.dtype)
+            k, v = (kept.astype(x.dtype) for kept in cache.read())
             kv_positions = jnp.arange(k.shape[2])[None, :]
         seen = kv_positions[:, None, None, :] <= positions[:, None, :, None]
         if self.window is not None:
@@ -88,7 +88,11 @@ class Attention(nnx.Module):
             return read.swapaxes(1, 2).reshape(batch, seq, d_model), None
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
-        scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+        wide = {"preferred_element_type": jnp.float32}
+        if seq == 1:  # keys first: on the CPU they are read as they lie, and not turned
+            scores = jnp.einsum("bhkd,bhd->bhk", k, q[:, 0], **wide)[:, :, None]
+        else:
+            scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, **wide)
         if self.scaled:
             scores = scores / math.sqrt(q.shape[-1])
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)

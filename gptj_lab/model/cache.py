@@ -33,8 +33,40 @@ class LayerCache(NamedTuple):
 
         return LayerCache(put(self.keys, keys, positions), put(self.values, values, positions))
 
+    def read(self) -> tuple[Float[Array, "batch heads kv_seq d_head"], ...]:
+        """The keys and the values."""
+        return self.keys, self.values
 
-Cache = tuple[LayerCache, ...]
+
+class OneRow(NamedTuple):
+    """The LayerCache of a single row without its first axis, to decode in a loop.
+
+    XLA drops an axis of 1 before a product. Where the cache had one, the loop copied it whole for
+    every token; without, it writes in place.
+    """
+
+    keys: Float[Array, "heads kv_seq d_head"]
+    values: Float[Array, "heads kv_seq d_head"]
+
+    def write(
+        self,
+        keys: Float[Array, "1 1 heads d_head"],
+        values: Float[Array, "1 1 heads d_head"],
+        positions: Int[Array, "1 1"],
+    ) -> "OneRow":
+        """The cache with one new token at its position, which lies inside."""
+        start = (0, positions[0, 0], 0)
+        return OneRow(*(
+            jax.lax.dynamic_update_slice(old, new[0].swapaxes(0, 1).astype(old.dtype), start)
+            for old, new in ((self.keys, keys), (self.values, values))
+        ))  # fmt: skip
+
+    def read(self) -> tuple[Float[Array, "1 heads kv_seq d_head"], ...]:
+        """The keys and the values."""
+        return self.keys[None], self.values[None]
+
+
+Cache = tuple[LayerCache, ...] | tuple[OneRow, ...]
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
