@@ -117,10 +117,10 @@ def _prefill_workspace(setting: Setting) -> int:
     # Scores, masked, exponential and its normal form in float32, then the pattern; what fc_in
     # gives; residual, norm, attention's output and the MLP's.
     block = scores * (4 * 4 + size) + wide * size + 4 * narrow * size
-    # Measured, not derived: cut over `model`, the compiler keeps about one and a half arrays of
-    # the residual's size for every block until the end (libtpu 0.0.42; v2 and v5e, 8 devices).
-    kept = setting.config.num_layers * narrow * size * 3 // 2 if setting.model > 1 else 0
-    return block + kept
+    # Measured, not derived: cut over `model`, int8 weights keep about half an array of the
+    # residual's size for every block until the end (libtpu 0.0.42; v2 and v5e, 8 devices).
+    kept = setting.model > 1 and setting.weights == "int8"
+    return block + kept * setting.config.num_layers * narrow * size // 2
 
 
 def kept(setting: Setting, layers: int | None = None) -> int:
