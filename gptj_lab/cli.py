@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--keep-end", action="store_true", help="of a prompt too long, keep the end"
     )
+    generate.add_argument(
+        "--adapter", action="append", default=[], type=Path,
+        help="a folder of PEFT's: LoRA or a soft prompt; repeatable, they are stacked",
+    )  # fmt: skip
     generate.add_argument("--json", action="store_true", help="one JSON object, with logprobs")
     generate.set_defaults(run=_generate)
 
@@ -165,6 +169,10 @@ def _generate(chosen: argparse.Namespace) -> int:
     import gptj_lab
 
     model = gptj_lab.load(chosen.model, weights=chosen.weights, revision=chosen.revision)
+    for number, folder in enumerate(chosen.adapter, 1):
+        from gptj_lab.finetuning.soft_prompts import load_trained
+
+        model = load_trained(model, folder, f"adapter_{number}")
     if chosen.json:
         (done,) = model.generate(prompt, **settings)
         fields = ("prompt", "text", "token_ids", "logprobs", "finish_reason")

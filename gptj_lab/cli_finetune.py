@@ -1,6 +1,7 @@
 """`gptj-lab finetune`: the words of gptj_lab.finetune on the command line."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def add(commands: Any) -> None:
     finetune.add_argument(
         "--prompt", action="append", help="a text to be continued at each evaluation; repeatable"
     )
+    finetune.add_argument(
+        "--best", action="store_true", default=False,
+        help="save the model of the lowest held-out loss, not that of the last step",
+    )  # fmt: skip
     finetune.add_argument("--strict", action="store_true", help="refuse bad lines of the data")
     finetune.add_argument("--mesh-data", type=int, default=None, help="devices along data")
     finetune.add_argument("--mesh-model", type=int, default=None, help="devices along model")
@@ -101,8 +106,12 @@ def run(chosen: argparse.Namespace) -> int:
     if trained.status != "finished":
         return 1 if trained.status == "failed" else 130
     result = chosen.out / "result"
-    trained.save(result)
+    trained.save(result, best=chosen.best)
     _say(f"{_kind(chosen.method)} is in {result}")
+    if chosen.method in ("lora", "soft-prompt"):
+        model = "" if chosen.model == "pocket" else f" --model {shlex.quote(chosen.model)}"
+        adapter = shlex.quote(str(result))
+        _say(f"try it: gptj-lab generate 'Once upon a time'{model} --adapter {adapter}")
     return 0
 
 

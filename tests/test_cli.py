@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,47 @@ def test_finetune_trains_as_python_does_and_goes_on(quick_compiles, folder, text
     tuned = export.load_adapter(model, tmp_path / "out" / "result")
     assert (tuned.logits([[1, 2]]) == run.model.logits([[1, 2]])).all()
     assert finetune(folder, text, tmp_path / "out", *more) == 0
-    assert "resumed from step 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resumed from step 4" in said
+    assert f"--model {folder} --adapter {tmp_path / 'out' / 'result'}" in said.splitlines()[-1]
+    adapter = ["--adapter", str(tmp_path / "out" / "result")]
+    assert cli.main(["generate", "the cat", "--model", folder, *SETTINGS, *adapter]) == 0
+    (tuned_text,) = tuned.generate("the cat", max_new_tokens=9, temperature=0.8, seed=3, top_k=40)
+    assert capsys.readouterr().out == f"the cat{tuned_text.text}\n"
+    assert cli.main(["generate", "the cat", "--model", adapter[1]]) == 2
+    assert "adapter or soft prompt, no model" in capsys.readouterr().err
+    assert cli.main(["generate", "the cat", "--model", folder, "--adapter", folder]) == 2
+    assert "adapter_config.json is missing" in capsys.readouterr().err
+
+
+def test_finetune_saves_the_best_model_where_asked(quick_compiles, folder, text, tmp_path, capsys):
+    draw = random.Random(0)
+    rows = [
+        {"text": " ".join(draw.choices("the cat dog sat on a mat".split(), k=20))}
+        for _ in range(40)
+    ]
+    words = tmp_path / "words.jsonl"
+    words.write_text("\n".join(map(json.dumps, rows)))
+    more = ["--learning-rate", "100", "--held-out", "0.2"]  # the loss turns
+    assert finetune(folder, words, tmp_path / "out", *more) == 0
+    from gptj_lab.finetuning import export
+
+    model, ids = gptj_lab.load(folder), [[1, 2, 3]]
+    run = gptj_lab.finetune(
+        model, words, method=gptj_lab.LoRA(rank=2), batch=2, context=16, steps=4, held_out=0.2,
+        optimiser=gptj_lab.Optimiser(learning_rate=100.0), say=lambda line: None,
+    )  # fmt: skip
+    lowest = min(run.evaluations, key=lambda row: row["held_out_loss"])
+    step, best = run.best_state()  # of a run without a folder, which keeps it in memory
+    assert step == lowest["step"] < 4
+    result = tmp_path / "out" / "result"
+    assert (export.load_adapter(model, result).logits(ids) == run.model.logits(ids)).all()
+    assert finetune(folder, words, tmp_path / "out", *more, "--best") == 0
+    assert (export.load_adapter(model, result).logits(ids) == best.logits(ids)).all()
+    assert (best.logits(ids) != run.model.logits(ids)).any()
+    assert "--best" in capsys.readouterr().out, "the end says that there is such a thing"
+    assert finetune(folder, text, tmp_path / "none", "--best") == 2
+    assert "no state was measured: hold out some text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

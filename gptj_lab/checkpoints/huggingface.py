@@ -54,6 +54,12 @@ def read_config(directory: Path) -> ModelConfig:
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: give the folder of a checkpoint")
     if not (directory / "config.json").is_file():
+        if (directory / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"{directory} has an adapter or soft prompt, no model: load its base, then "
+                f"gptj_lab.finetuning.soft_prompts.load_trained(model, {str(directory)!r}); or "
+                "gptj-lab generate --adapter"
+            )
         raise FileNotFoundError(
             f"{directory} has no config.json: a Hugging Face directory has config.json, "
             f"{SAFETENSORS.single} and tokenizer.json"

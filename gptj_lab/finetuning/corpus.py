@@ -130,7 +130,8 @@ def prepare(
     else:
         share, held_store = None, tokenised(held_out)
         split = _given(store, held_store)
-    about = [store.name, held_store.name, context, packing, share]
+    rules = None if share is None else splitting.VERSION
+    about = [store.name, held_store.name, context, packing, share, rules]
     return Corpus(
         name=hashlib.blake2b(repr(about).encode(), digest_size=12).hexdigest(),
         tokenizer=tokenizer,

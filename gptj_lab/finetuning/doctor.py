@@ -110,6 +110,8 @@ def _becomes(report: Report, train: Windows, taken: int) -> list[str]:
     seen, times = "", taken / max(1, report.train_windows)
     if times:
         seen = ", seen once" if times == 1 else f", seen {times:,.{0 if times >= 10 else 1}f} times"
+        if times < 1:
+            seen = f", {taken:,} of them seen"
     words = f"{tokens}: {_one(windows)} of {report.context:,} to train on{seen}."
     said = [words.replace(".0 times", " times")]
     if times >= _OFTEN:
@@ -122,7 +124,9 @@ def _becomes(report: Report, train: Windows, taken: int) -> list[str]:
         said.append(f"{report.padding:.0%} of the windows is padding.{'' if few else fuller}")
     longest = int(max(train.units.size, default=0))
     if longest > report.context:
-        cut = int(np.count_nonzero(train.units.size > report.context))
+        # Of a document with a held-out part there are several units.
+        cut = len(np.unique(train.units.document[train.units.size > report.context]))
+        longest = int(np.bincount(train.units.document, train.units.size).max())
         said.append(
             f"{_count(cut, 'document')} longer than a window (the longest {longest:,} tokens) "
             f"{'is' if cut == 1 else 'are'} cut into several, none of it lost."

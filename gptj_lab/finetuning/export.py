@@ -184,16 +184,26 @@ def read_config(file: Path, kind: str) -> dict[str, Any]:
         FileNotFoundError: it is missing.
         ValueError: it is no json, or of another kind.
     """
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is no json ({error}): copy it again") from None
+    config = _json(file)
     if not isinstance(config, dict) or config.get("peft_type") != kind:
         found = config.get("peft_type") if isinstance(config, dict) else None
         raise ValueError(f"{file} has peft_type {found!r}: only {kind} is read")
     return config
+
+
+def kind_of(file: Path) -> str | None:
+    """The peft_type of an adapter_config.json ("LORA"), None where it has none; raises as above."""
+    config = _json(file)
+    return config.get("peft_type") if isinstance(config, dict) else None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is no json ({error}): copy it again") from None
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:

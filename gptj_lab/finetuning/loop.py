@@ -18,6 +18,7 @@ from gptj_lab.finetuning.measuring import Interrupted, Measuring
 from gptj_lab.finetuning.pace import Pace, memory_bytes
 from gptj_lab.finetuning.recording import Recording
 from gptj_lab.finetuning.settings import Settings
+from gptj_lab.finetuning.soft_prompts import SoftPrompt
 from gptj_lab.finetuning.telling import Quiet
 from gptj_lab.finetuning.trainer import Trainer
 
@@ -34,6 +35,7 @@ class Loop:
         taken, step: steps that were begun, and those that are known to be done.
         notes: sentences about what happened.
         error: why the run failed.
+        best: step and trained weights of the best evaluation, of a run without a folder.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Loop:
         self._ahead: tuple[Any, int, Any] | None = None  # a step not read yet, its tokens and place
         self._saved: int | None = None
         self._sound: tuple[int, list[jax.Array]] | None = None  # weights of an evaluation, its step
+        self.best: tuple[int, list[jax.Array]] | None = None
         self._broken: str | None = None
         self._compiled = self._grown = False
         self._place = self.batches.state()  # in the data, after `step`
@@ -195,10 +198,14 @@ class Loop:
         })  # fmt: skip
         if self._states is None:
             self._sound = (self.taken, self.trainer.kept())
+            if self.evaluations[-1]["best"]:  # the same arrays: memory grows when the loss turns
+                self.best = self._sound
         for line in telling.evaluation_lines(self):
             self._teller.line(line)
         if not self.taken:
-            self._teller.line(telling.start_sentence(loss, self.trainer.base.config.vocab_size))
+            prompted = isinstance(self.settings.method, SoftPrompt)
+            vocab_size = self.trainer.base.config.vocab_size
+            self._teller.line(telling.start_sentence(loss, vocab_size, prompted=prompted))
 
     def _stops_early(self) -> bool:
         patience, measured = self.settings.patience, self.evaluations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -141,20 +142,39 @@ class Run:
         return self._loop.trainer.snapshot()
 
     def best(self) -> LanguageModel:
-        """The model of the best evaluation, of those whose state lies in the folder.
+        """The model of the lowest held-out loss, see `best_state`."""
+        return self.best_state()[1]
+
+    def best_state(self) -> tuple[int, LanguageModel]:
+        """(step, model) of the lowest held-out loss, of a run that has ended.
+
+        Of a run with a folder: the lowest of the states there, which are saved where it evaluates
+        unless `save_every` says otherwise; without one: of all evaluations. Step 0 is the model
+        before, if none was better.
 
         Raises:
-            ValueError: the run goes on, has no folder, or nothing was held out.
+            ValueError: the run goes on, or nothing was held out.
         """
-        if self._chosen.out is None:
-            raise ValueError("the run has no folder with its best state: give finetune out=...")
         if self.status in ("compiling", "running", "paused"):
             raise ValueError(f"the run is {self.status}: stop it first, or wait for its end")
+        trainer = self._loop.trainer
+        if self._chosen.out is None:
+            if self._loop.best is None:
+                raise ValueError("no evaluation is there: hold out some text, and train")
+            step, kept = self._loop.best
+            return step, trainer.model_of_kept(kept)
         with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
-            state = states.restore_best(like(self._loop.trainer))
+            state = states.restore_best(like(trainer))
+        lowest = math.inf if state is None or state.measure is None else state.measure
+        if self.base_loss is not None and self.base_loss < lowest:
+            return 0, trainer.model_of_kept(None)
         if state is None:
             raise ValueError("no state was measured: hold out some text, and save where evaluated")
-        return self._loop.trainer.model_of(state.arrays)
+        return state.step, trainer.model_of(state.arrays)
+
+    def first(self) -> LanguageModel:
+        """The model before the first step: the base, with what the method adds to it."""
+        return self._loop.trainer.model_of_kept(None)
 
     def start(self) -> None:
         """Begins or goes on in a thread of its own; nothing where it is finished or has failed."""
@@ -208,19 +228,23 @@ class Run:
             raise crash
         return self.status in ("stopped", "finished", "failed")
 
-    def save(self, directory: Path | str) -> None:
+    def save(self, directory: Path | str, *, best: bool = False) -> None:
         """Writes what was trained: an adapter in PEFT's format, or a Hugging Face directory.
+
+        Args:
+            best: of the lowest held-out loss (`best_state`), not of the last step.
 
         Raises:
             OSError: it can't be written; files that were there stay whole.
+            ValueError: there is no best model.
         """
-        method = self._chosen.method
+        method, model = self._chosen.method, self.best() if best else self.model
         if isinstance(method, LoRA):
-            export.save_adapter(self.model, directory, method.name)
+            export.save_adapter(model, directory, method.name)
         elif isinstance(method, SoftPrompt):
-            soft_prompts.save(self.model, directory)
+            soft_prompts.save(model, directory)
         else:
-            self.model.save(directory)
+            model.save(directory)
 
     def push(self, repo_id: str, **settings: Any) -> publishing.Push:
         """Uploads what was trained to the hub with a model card: see finetuning.publishing.push."""
@@ -270,7 +294,11 @@ class Run:
             self._loop.go_on_from(state)
             before = (recording.settings or {}).get("steps", self.steps)
             self.notes.append(f"resumed from step {state.step:,} in {self._chosen.out}")
-            if before != self.steps:
+            if state.step > self.steps:
+                self.notes.append(
+                    f"it has more steps than the {self.steps:,} that it is to have: none is left"
+                )
+            elif before != self.steps:
                 self.notes.append(
                     f"the run was to have {before:,} steps and has {self.steps:,} now: the "
                     "learning rate follows the new number"

@@ -68,6 +68,9 @@ class Settings:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}: None or one of {', '.join(DTYPES)}")
         check_remat(self.remat)
+        for folder in () if self.out is None else (self.out, *self.out.parents):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"out is {self.out}, but {folder} is a file: name a folder")
 
     @classmethod
     def of(cls, *, steps: int, prompts: Any, out: Path | str | None, **others: Any) -> Settings:
@@ -116,10 +119,10 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
     """Nothing, if a run of the settings `saved` can go on with those `wanted`.
 
     Raises:
-        ValueError: they differ; the sentence names the first.
+        ValueError: they differ; the sentence names the one that explains most.
     """
     before, now = dict(_flat(saved)), dict(_flat(wanted))
-    for name in sorted(before.keys() | now.keys(), key=lambda name: name == "corpus"):
+    for name in sorted(before.keys() | now.keys(), key=_by_weight):
         old, new = before.get(name), now.get(name)
         if old == new or name in _FREE or (name == "held_out" and None in (old, new)):
             continue
@@ -151,6 +154,11 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
+
+
+def _by_weight(name: str) -> tuple[bool, bool, str]:
+    """What decides which others there are comes first, the text, which follows them, last."""
+    return name == "corpus", name not in ("method.kind", "optimiser.name"), name
 
 
 def _whole(name: str, value: Any, least: int) -> None:

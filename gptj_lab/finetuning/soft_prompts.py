@@ -137,6 +137,21 @@ def load(model: LanguageModel, directory: Path | str) -> LanguageModel:
     return _with(model, jnp.asarray(vectors))
 
 
+def load_trained(
+    model: LanguageModel, directory: Path | str, name: str = "default"
+) -> LanguageModel:
+    """The model with what a PEFT folder holds, an adapter or a soft prompt; `model` stays as it is.
+
+    Args:
+        name: of the adapter; adapters of several names are stacked.
+
+    Raises: as export.load_adapter and `load`.
+    """
+    if export.kind_of(Path(directory) / "adapter_config.json") == _KIND:
+        return load(model, directory)
+    return export.load_adapter(model, directory, name)
+
+
 def _with(model: LanguageModel, vectors: Float[Array, "length d_model"]) -> LanguageModel:
     if model.network.soft_prompt is not None:
         raise ValueError("the model has a soft prompt already: take soft_prompts.without(model)")

@@ -15,9 +15,11 @@ from gptj_lab.finetuning.leaks import HeldOutRuns, runs
 from gptj_lab.finetuning.packing import Units
 from gptj_lab.finetuning.token_store import TokenStore
 
+VERSION = 2  # of the rules below: other rules are another corpus
 SIMILAR = 0.7  # share of common runs of 8 tokens (of all in both) that makes near-duplicates
 LEAK = 0.5  # share of a held-out stretch's runs that the training part may hold at most
 _FEWEST = 10  # units below which nothing is held out
+_MOST = 0.25  # share of the text that may be held out with one draw, where less was asked for
 _SECTION = 256  # tokens, at least, of a section of a long document
 _LONGEST = 1 << 18  # and at most: a section is looked at whole
 
@@ -59,8 +61,10 @@ def whole(store: TokenStore) -> Units:
 def split(store: TokenStore, share: float, context: int) -> Split:
     """Holds out about `share` of the text, chosen by a hash of its words.
 
-    Copies and near-copies stay on one side. Long documents are cut into sections first, so that
-    one book has a held-out part too. What is still mostly found in training goes there.
+    Copies and near-copies stay on one side; where they are a large part of the text, that is the
+    training side, so that there is always something to train on. Long documents are cut into
+    sections first, so that one book has a held-out part too. What is still mostly found in training
+    goes there.
 
     Raises:
         ValueError: a share outside 0 to 0.5.
@@ -74,9 +78,7 @@ def split(store: TokenStore, share: float, context: int) -> Split:
         kept = dict(copies=copies, near_copies=near, template=template)
         return Split(train=whole(store), held_out=none, **kept)
     chance = _chances(store, units, group)
-    held = chance < share
-    if not held.any():
-        held = chance == chance.min()
+    held = _held(units, chance, share)
     moved, overlap = _clean(store, units, held)
     held &= ~moved
     return Split(
@@ -92,7 +94,7 @@ def split(store: TokenStore, share: float, context: int) -> Split:
 
 def split_once(folder: Path, store: TokenStore, share: float, context: int) -> Split:
     """The `split` of the store in `folder`, kept there: that of a large text takes minutes."""
-    path = folder / f"split-{share!r}-{context}.npz"
+    path = folder / f"split-{VERSION}-{share!r}-{context}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         with np.load(path) as kept:
             sides = {
@@ -165,6 +167,22 @@ def _chances(store: TokenStore, units: Units, group: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     mixed ^= mixed >> np.uint64(33)
     return mixed / 2.0**64
+
+
+def _held(units: Units, chance: np.ndarray, share: float) -> np.ndarray:
+    """Which units are held out: those drawn below `share`, else those of the lowest draw.
+
+    What shares a draw goes together; of more than a quarter of the text (or `share`) none does.
+    """
+    _, draw = np.unique(chance, return_inverse=True)
+    together = np.bincount(draw, units.size)[draw]
+    free = together <= max(share, _MOST) * units.size.sum()
+    held = free & (chance < share)
+    if not held.any() and free.any():
+        held = free & (chance == chance[free].min())
+    if not units.size[~held].any():  # all were drawn: the last of them stays
+        held &= chance != chance.max()
+    return held
 
 
 def _clean(store: TokenStore, units: Units, held: np.ndarray) -> tuple[np.ndarray, float]:

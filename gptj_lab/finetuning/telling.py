@@ -97,22 +97,25 @@ def end_sentence(run: Loop) -> str:
     last, best = measured[-1], min(measured, key=lambda told: told["held_out_loss"])
     said += f": the held-out loss went from {run.base_loss:.3f} to {last['held_out_loss']:.3f}."
     if last["held_out_loss"] > _OVERFIT * best["held_out_loss"]:
-        said += (
-            f" It was lowest, {best['held_out_loss']:.3f}, at step {best['step']:,}: since then "
-            "the model learns the text by heart. Fewer steps, or patience=, would stop it there"
-        )
-        said += "; run.best() is the model of then." if run.settings.out else "."
+        when = f"at step {best['step']:,}" if best["step"] else "before the first step"
+        said += f" It was lowest, {best['held_out_loss']:.3f}, {when}: since then "
+        losses = [told["loss"] for told in (best, *run.evaluations) if told["loss"] is not None]
+        if losses and losses[-1] < losses[0]:
+            said += "the model learns the text by heart. Fewer steps, or patience=, stop it there; "
+        else:
+            said += "the training loss has not fallen either, so take a lower learning rate; "
+        said += "run.best() is the model of then (gptj-lab finetune: --best)."
     return said
 
 
-def start_sentence(base_loss: float | None, vocab_size: int) -> str:
-    """Where the loss should start."""
+def start_sentence(base_loss: float | None, vocab_size: int, *, prompted: bool = False) -> str:
+    """Where the loss should start; `prompted`: with a new soft prompt before the text."""
     ignorant = f"a model that knows nothing has ln {vocab_size:,} = {math.log(vocab_size):.2f}"
     if base_loss is None:
         return f"Nothing is held out, so that nothing says where the loss should start; {ignorant}."
     return (
         f"The loss should start near {base_loss:.2f} nats a token, the base's own on the held-out "
-        f"text; {ignorant}."
+        f"text{' after the new soft prompt' if prompted else ''}; {ignorant}."
     )
 
 

@@ -190,15 +190,21 @@ class Trainer:
 
     def take(self, trained: list[Array] | None) -> None:
         """Puts trained weights that `kept` gave in place of those there are; None: the first."""
-        if trained is None:
-            fresh = methods.prepared(self.base, self.method, self.seed).network
-            trained = jax.tree.leaves(methods.split(fresh, self.method)[1])
         with self._lock:
-            self._live = self._live._replace(trained=trained)
+            self._live = self._live._replace(trained=self._first() if trained is None else trained)
 
     def model_of(self, arrays: dict[str, Any]) -> LanguageModel:
         """The model of what `arrays` gave at some time."""
-        return self._as_model([arrays["trained"][name] for name in self._names])
+        return self.model_of_kept([arrays["trained"][name] for name in self._names])
+
+    def model_of_kept(self, trained: list[Array] | None) -> LanguageModel:
+        """The model of what `kept` gave at some time; None: of the first weights."""
+        return self._as_model(self._first() if trained is None else trained)
+
+    def _first(self) -> list[Array]:
+        """The trained weights before the first step."""
+        fresh = methods.prepared(self.base, self.method, self.seed).network
+        return jax.tree.leaves(methods.split(fresh, self.method)[1])
 
     def _as_model(self, trained: list[Array]) -> LanguageModel:
         tree = jax.tree.unflatten(self._trained_tree, trained)

@@ -11,7 +11,7 @@ from gptj_lab.plots.grids import head_scores, patching_grid, score_bars
 from gptj_lab.plots.layers import lines_over_layers, logit_lens_table, rank_lines
 from gptj_lab.plots.mesh import mesh_placement
 from gptj_lab.plots.style import alt_text, png
-from gptj_lab.plots.training import loss_curve, training_curves
+from gptj_lab.plots.training import loss_curve, training_curves, training_plan
 
 __all__ = [
     "alt_text",
@@ -30,4 +30,5 @@ __all__ = [
     "score_bars",
     "token_values",
     "training_curves",
+    "training_plan",
 ]

@@ -75,6 +75,48 @@ def training_curves(
     return figure
 
 
+def training_plan(
+    kinds: Sequence[tuple[str, float, str]],
+    lengths: tuple[Sequence[int], Sequence[int]] | None,
+    *,
+    title: str,
+    memory: str,
+    said: Sequence[str],
+) -> Picture:
+    """What a run will need in memory, a bar a kind, beside the lengths of the text's documents.
+
+    Args:
+        kinds: (name, bytes, those in words).
+        lengths: upper bounds of bins in tokens, and the documents in each; None: there is no text.
+        title: of the picture.
+        memory: all kinds together, in a few words.
+        said: sentences on both, for the alt text; the last stands below the title.
+    """
+    figure = style.picture(6.4, 3.1, style.told(title, *(style.label(each, 240) for each in said)))
+    needed, documents = figure.subplots(1, 2)
+    names, sizes, words = zip(*kinds, strict=True)
+    needed.barh(names, sizes, color=style.LINES[0][0])
+    needed.bar_label(needed.containers[0], words, padding=3, fontsize=7)  # pyright: ignore
+    needed.set_xlim(0, 1.35 * max(*sizes, 1))
+    needed.invert_yaxis()
+    needed.set_xticks([])
+    needed.set_title(style.label(memory, 60), size=8, parse_math=False)
+    if lengths is None:
+        documents.set_axis_off()
+        documents.text(0.5, 0.5, "no text yet", ha="center", va="center", fontsize=8)
+    else:
+        edges, counts = lengths
+        documents.bar([f"{edge:,}" for edge in edges], counts, color=style.LINES[1][0], hatch="//")
+        documents.set_xlabel("tokens, at most", size=8)
+        documents.set_title("documents by their length", size=8)
+        documents.tick_params("x", rotation=60)
+    for axes in (needed, documents):
+        axes.tick_params(labelsize=7)
+    below = [style.label(each, 110) for each in said[-1:]]
+    figure.suptitle("\n".join([style.label(title, 90), *below]), size=8, parse_math=False)
+    return figure
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Means of neighbours, as many on both sides, so that nothing lags; NaN is passed over.
 

@@ -53,6 +53,7 @@ function render({ model, el }) {
     controls();
     if (state.run !== null) runSide.show(state, curves, evaluations);
     runsSide.show(state);
+    afterSide.offer(state);
     announce();
     later("poll", state.active || next.preparing ? FAST : SLOW, () => (doc.hidden ? later("poll", FAST, poll) : poll()));
   }

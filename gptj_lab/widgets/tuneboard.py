@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import numpy as np
@@ -25,11 +25,15 @@ from gptj_lab.widgets.tuneboard_curves import Curves
 from gptj_lab.widgets.tuneboard_data import Preparation, Upload
 from gptj_lab.widgets.tuneboard_result import Result
 
+if TYPE_CHECKING:
+    from gptj_lab.plots.picture import Picture
+
 _SETTINGS = tuple(
     name
     for name in inspect.signature(finetune).parameters
     if name not in ("model", "data", "wait", "say")
 )
+_PATIENCE = 2.0  # seconds that a picture waits for the text
 # The runs of this kernel: a cell that is run again finds the run that it began.
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -205,7 +209,7 @@ class TuneBoard(anywidget.AnyWidget):
 
     @property
     def result(self) -> Result:
-        """The tuned model beside its base: `scale`, `model`, `merged()`; of the newest run."""
+        """The newest run's model beside its base: `scale`, `best`, `model`, `merged()`."""
         return self._result_of(self._running())
 
     def playground(self, prompt: str | None = None, **settings: Any) -> Playground:
@@ -232,11 +236,25 @@ class TuneBoard(anywidget.AnyWidget):
             return None
         data, metadata = bundle
         data = dict(data) | {"text/plain": tuneboard_answers.summary(self)}
-        if self.run is not None and self.run.history:
-            picture = tuneboard_runs.picture(self.run, self._curves_of(self.run))
+        picture = self._picture()
+        if picture is not None:
             data |= {"image/png": picture.png(60_000), "text/plain": picture.alt}
             metadata = dict(metadata) | {"image/png": {"alt": picture.alt}}
         return data, metadata
+
+    def _picture(self) -> Picture | None:
+        """The newest run's curves; before its first step what it will need, and the text."""
+        if self.run is not None and self.run.history:
+            return tuneboard_runs.picture(self.run, self._curves_of(self.run))
+        corpus = self._preparation.wait(_PATIENCE)
+        settings = self.settings
+        report = corpus and corpus.doctor(steps=settings["steps"], batch=settings["batch"])
+        try:
+            return tuneboard_runs.picture_before(
+                self.model.name or "a model", self.estimate, report or None
+            )
+        except ValueError:  # the settings don't suit the model: the view says why
+            return None
 
     # --- With the view ---
 
@@ -338,7 +356,7 @@ class TuneBoard(anywidget.AnyWidget):
 
     def _playground(self, run: Run, prompt: str | None = None, **settings: Any) -> Playground:
         result = self._result_of(run)
-        names = (f"tuned, {run.step:,} steps", "base")
+        names = (f"tuned, {result.step:,} steps" + ", the best" * result.best, "base")
         shown: dict[str, Any] = {"compare": result.base, "names": names} | settings
         return Playground(result.model, self._prompt(prompt), **shown)
 

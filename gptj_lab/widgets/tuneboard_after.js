@@ -11,16 +11,23 @@ export function afterPane(x) {
   scale.value = 1;
   scale.addEventListener("input", () => {
     amount.textContent = words(Number(scale.value));
-    x.later("scale", 150, () => x.ask({ op: "scale", run: x.state.run, scale: Number(scale.value) }, "f", (answer) => (told.textContent = `Generate again: the views have ${answer.scale.toFixed(2)} of what was learnt.`)));
+    x.later("scale", 150, () => x.ask({ op: "scale", run: x.state.run, scale: Number(scale.value) }, "f", (answer) => (told.textContent = answer.text)));
   });
+  let opened = null;
+  const bestOf = make("span", "gt-number gx-hint");
+  const best = make.input("the best model, not the last", { type: "checkbox" }, (on) => x.ask({ op: "weights", run: x.state.run, best: on }, "f", (answer) => {
+    told.textContent = answer.text;
+    if (opened) open(opened); // its names tell the step
+  }, "weights"));
   const words = (value) => `${value.toFixed(2)}: ${value === 0 ? "off, the base" : value === 1 ? "as trained" : value < 1 ? "weaker" : "stronger"}`;
   const folder = make("input", "", { type: "text", size: 28, "aria-label": "Folder to save into" });
   folder.placeholder = "folder";
   const save = (merged) => x.ask({ op: "save", run: x.state.run, directory: folder.value, merged }, "f", (answer) => (told.textContent = answer.text), "save");
-  const open = (what) => x.ask({ op: "open", what, run: x.state.run, prompt: prompt.value }, "f", ({ model: id, step }) => show(what, id, step), "open");
+  const open = (what) => x.ask({ op: "open", what, run: x.state.run, prompt: prompt.value }, "f", ({ model: id, step }) => show((opened = what), id, step), "open");
   const node = make("div", "gt-pane",
     make("div", "gt-row", prompt, make.button("Playground: tuned and base", "", () => open("playground"), "gx-primary"), make.button("Explorer: base and tuned", "", () => open("explorer"), "gx-primary")),
     make("div", "gt-row", make.caption("what was learnt"), scale, amount, make.button("Off", "the base", () => set(0)), make.button("On", "as trained", () => set(1))),
+    make("div", "gt-row", best, bestOf),
     make("div", "gt-row", make.caption("take it home"), folder, make.button("Save", "what was trained: an adapter in PEFT's format, or a Hugging Face directory", () => save(false)),
       make.button("Save merged", "a whole Hugging Face directory, with as much of what was learnt as above", () => save(true)), make.button("Download", "what was trained, as a zip file", () => x.download("result"))), told, stage);
   function set(value) {
@@ -39,7 +46,15 @@ export function afterPane(x) {
       told.textContent = `This notebook can't show a view inside another: run ${call} in a cell.`;
     }
   }
-  return { node };
+  // What there is to choose: after the run, if some text was held out.
+  function offer({ run, table: rows, active, best: chosen }) {
+    const row = rows[run ?? -1];
+    const there = row && row.held_out !== null;
+    best.input.disabled = Boolean(active) || !there;
+    best.input.checked = Boolean(chosen);
+    bestOf.textContent = !there ? "needs a held-out loss" : active ? "when the run has ended" : `held-out loss ${digits(row.held_out, 4)} at step ${count(row.best_step)}${row.best_step === row.step ? ", the last" : ` of ${count(row.step)}`}`;
+  }
+  return { node, offer };
 }
 
 export function runsPane(x) {

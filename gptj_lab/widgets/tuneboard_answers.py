@@ -15,6 +15,7 @@ from gptj_lab.widgets import tuneboard_data, tuneboard_form, tuneboard_runs
 from gptj_lab.widgets.explorer import Explorer
 from gptj_lab.widgets.explorer_requests import SESSION
 from gptj_lab.widgets.tuneboard_curves import flags, held_out
+from gptj_lab.widgets.tuneboard_result import Result
 from gptj_lab.widgets.tuneboard_samples import samples
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _poll(board: TuneBoard, message: Message) -> Answer:
         "title": tuneboard_runs.title(run), "can_save": bool(run.settings.get("out")),
         "flags": flags(run, run.base.config.vocab_size), "table": tuneboard_runs.rows(board.runs),
         "evaluations": len(run.evaluations), "others": _others(board, number),
+        "best": board._result is not None and board._result.run is run and board._result.best,
         "active": any(each.status in ACTIVE for each in board.runs),
     }  # fmt: skip
     evaluations = held_out(list(run.evaluations))
@@ -212,16 +214,29 @@ def _open(board: TuneBoard, message: Message) -> Answer:
     opened = board._playground if message["what"] == "playground" else board._explorer
     view = board._opened[message["what"]] = opened(run, prompt)
     told = {"op": "opened", "what": message["what"], "model": view.model_id}
-    return told | {"scale": board._result_of(run).scale, "step": run.step}, []
+    result = board._result_of(run)
+    return told | {"scale": result.scale, "step": result.step}, []
 
 
 def _scale(board: TuneBoard, message: Message) -> Answer:
     result = board._result_of(_run(board, message))
     result.scale = message["scale"]
+    return _scaled(board, result)
+
+
+def _weights(board: TuneBoard, message: Message) -> Answer:
+    """Those of the lowest held-out loss, or the last ones."""
+    result = board._result_of(_run(board, message))
+    result.best = bool(message["best"])
+    return _scaled(board, result)
+
+
+def _scaled(board: TuneBoard, result: Result) -> Answer:
     explorer = board._opened.get("explorer")
     if isinstance(explorer, Explorer):
         explorer.run()  # else it would say that its weights are of yesterday
-    return {"op": "scaled", "scale": result.scale}, []
+    told = {"op": "scaled", "scale": result.scale, "best": result.best, "step": result.step}
+    return told | {"text": result.words()}, []
 
 
 def _export(board: TuneBoard, message: Message) -> Answer:
@@ -232,7 +247,8 @@ def _export(board: TuneBoard, message: Message) -> Answer:
         case "json":
             data, name = tuneboard_runs.json_of(board.runs).encode(), "runs.json"
         case "result":
-            data, name = tuneboard_data.packed(run.save), "tuned.zip"
+            best = board._result_of(run).best
+            data, name = tuneboard_data.packed(lambda to: run.save(to, best=best)), "tuned.zip"
         case kind:
             raise ValueError(f"kind is {kind!r}: csv, json or result")
     return {"op": "file", "name": name}, [data]
@@ -243,12 +259,13 @@ def _save(board: TuneBoard, message: Message) -> Answer:
     if not directory:
         raise ValueError("the folder is empty: name one to save into")
     run = _run(board, message)
-    if not message.get("merged"):
-        run.save(directory)
-        return {"op": "saved", "text": f"Saved what was trained into {directory}."}, []
     result = board._result_of(run)
+    by = f"by step {result.step:,}"
+    if not message.get("merged"):
+        run.save(directory, best=result.best)
+        return {"op": "saved", "text": f"Saved what was trained {by} into {directory}."}, []
     result.merged().save(directory)
-    text = f"Saved a whole model into {directory}, with {result.scale:.2f} of what was learnt."
+    text = f"Saved a whole model into {directory}, with {result.scale:.2f} of what was learnt {by}."
     return {"op": "saved", "text": text}, []
 
 
@@ -270,5 +287,6 @@ _ANSWERS = {
     "hello": _hello, "change": _change, "poll": _poll, "data": _data, "read": _read,
     "upload": None, "window": _window, "start": _start, "pause": _steer, "resume": _steer,
     "stop": _steer, "checkpoint": _steer, "samples": _samples, "open": _open, "scale": _scale,
+    "weights": _weights,
     "export": _export, "save": _save, "code": _code, "pin": _pin, "ping": _ping,
 }  # fmt: skip

@@ -109,7 +109,7 @@ def flags(run: Run, vocab_size: int) -> list[dict[str, str]]:
 
 
 def _kind(note: str) -> str:
-    alarming = ("nan", "infinit", "truncated", "damaged", "full", "fail", "lost")
+    alarming = ("nan", "infinit", "truncated", "damaged", "full", "fail", "lost", "too high")
     return "warning" if any(word in note.lower() for word in alarming) else "note"
 
 
@@ -118,9 +118,11 @@ def _start(run: Run, vocab_size: int) -> tuple[str, str] | None:
     if run.base_loss is None or not math.isfinite(run.base_loss):
         return None
     ignorant = math.log(vocab_size)
+    prompted = run.settings.get("method", {}).get("kind") == "SoftPrompt"
     said = (
         f"The loss should start near {run.base_loss:.2f} nats, the base model's on the held-out "
-        f"text (a model that knows nothing has ln {vocab_size:,} = {ignorant:.2f})."
+        f"text{' after the new soft prompt' if prompted else ''} (a model that knows nothing has "
+        f"ln {vocab_size:,} = {ignorant:.2f})."
     )
     if run.base_loss > 0.95 * ignorant:
         return "warning", f"{said} Here the base knows nothing: are its weights loaded?"
@@ -149,5 +151,6 @@ def _overfit(evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None
     )
     return "warning", (
         f"The held-out loss was lowest at step {lowest['step']:,} ({lowest['held_out_loss']:.3f}) "
-        f"and has risen to {last:.3f}{heart}. Stop, or give it more text or a lower rate."
+        f"and has risen to {last:.3f}{heart}. Stop, or give it more text or a lower rate; "
+        "Before and after has the model of then."
     )

@@ -64,10 +64,10 @@ class Preparation:
     def is_busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> Corpus | None:
-        """The corpus, when the attempt under way has ended."""
+    def wait(self, timeout: float | None = None) -> Corpus | None:
+        """The corpus, when the attempt under way has ended, or after so many seconds."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
         return self.corpus
 
 

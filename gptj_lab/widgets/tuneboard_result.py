@@ -13,34 +13,54 @@ from gptj_lab.finetuning.run import Run
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.model.transformer import Transformer
 
+_GOING = ("compiling", "running", "paused")
+
 
 class Result:
     """The base and the tuned model of a run, for views that compare them.
 
-    `model` stays one object: what `scale` and `refresh` change is seen by every view that has it.
+    `model` stays one object: what `scale`, `best` and `refresh` change is seen by every view that
+    has it.
 
     Attributes:
         run: whose result it is.
         base: the model before.
         model: the tuned model as `scale` has it.
+        step: the step that its weights are of.
     """
 
     def __init__(self, run: Run):
         self.run, self.base = run, run.base
         self._tuned = run.model
-        self._step = run.step
+        self.step = self._seen = run.step
         self.model = self._tuned.twin()
-        self._scale = 1.0
+        self._scale, self._best = 1.0, False
+
+    @property
+    def best(self) -> bool:
+        """Whether the weights are those of the lowest held-out loss, not those of the last step.
+
+        Raises:
+            ValueError: setting it while the run goes on, or where nothing was held out.
+        """
+        return self._best
+
+    @best.setter
+    def best(self, best: bool) -> None:
+        self.step, self._tuned = self.run.best_state() if best else (self.run.step, self.run.model)
+        self._best, self._seen = bool(best), self.run.step
+        self.scale = self._scale
 
     @property
     def scale(self) -> float:
         """How much of what was learnt is added: 1 is as trained, 0 the base.
 
         Of adapters it weighs what they add; of other weights it goes along the line from the
-        base's to the tuned ones (Wortsman et al. 2021).
+        base's to the tuned ones (Wortsman et al. 2021); of a soft prompt along the line from its
+        first vectors to the trained ones, and at 0 there is none.
 
         Raises:
-            ValueError: setting it to no finite number, or of a method that can't be weighed.
+            ValueError: setting it to no finite number.
         """
         return self._scale
 
@@ -56,11 +76,18 @@ class Result:
         self._scale = float(scale)
 
     def refresh(self) -> LanguageModel:
-        """`model`, of the weights that the run has now."""
-        if self.run.step != self._step:
-            self._step, self._tuned = self.run.step, self.run.model
-            self.scale = self._scale
+        """`model`, of the weights that the run has now; of the best ones when it has ended."""
+        if self.run.step != self._seen and not (self._best and self.run.status in _GOING):
+            self.best = self._best
         return self.model
+
+    def words(self) -> str:
+        """What the views have, in a sentence."""
+        what = f"{self._scale:.2f} of what was learnt"
+        if self._tuned.network.soft_prompt is not None and self._scale != 1:
+            what = f"the soft prompt {self._scale:.2f} of the way from its first vectors"
+            what = what if self._scale else "no soft prompt"
+        return f"Generate again: the views have {what}, by step {self.step:,}."
 
     def merged(self) -> LanguageModel:
         """`model` with its adapters added into its matrices; a model without any as it is."""
@@ -76,8 +103,8 @@ class Result:
             return nnx.clone(self._tuned.network)
         graph, tuned = nnx.split(self._tuned.network)
         base = nnx.split(self.base.network)[1]
-        if jax.tree.structure(base) != jax.tree.structure(tuned):
-            raise ValueError(f"scale is {scale}: a soft prompt is there (1) or not (0)")
+        if jax.tree.structure(base) != jax.tree.structure(tuned):  # a soft prompt is new
+            base = nnx.split(self.run.first().network)[1]
         return nnx.merge(graph, jax.tree.map(lambda b, t: _between(b, t, scale), base, tuned))
 
 

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptj_lab import plots
+from gptj_lab.mesh.planner import gigabytes
 from gptj_lab.widgets.tuneboard_curves import COLUMNS, Curves, best, held_out, number
 
 if TYPE_CHECKING:
+    from gptj_lab.finetuning.doctor import Report
+    from gptj_lab.finetuning.methods import Estimate
     from gptj_lab.finetuning.run import Run
     from gptj_lab.plots.picture import Picture
 
@@ -155,6 +158,19 @@ def picture(run: Run, curves: Curves) -> Picture:
     return plots.training_curves(
         values["step"], values["loss"], held_out(run.evaluations)[:2], title=title(run),
         base_loss=run.base_loss, below=small,
+    )  # fmt: skip
+
+
+def picture_before(name: str, estimate: Estimate, report: Report | None) -> Picture:
+    """What a run will need, and the text that it will train on, for a page, with alt text."""
+    kinds = [(kind, size, gigabytes(size)) for kind, size in estimate.bytes.items()]
+    lengths = None if report is None else (report.length_edges, report.length_counts)
+    said = ["There is no text yet."] if report is None else report.sentences[:1]
+    room = "" if estimate.device is None else f" of {gigabytes(estimate.device)}"
+    return plots.training_plan(
+        kinds, lengths, title=f"{name}, {estimate.method}: ready to start",
+        memory=f"memory of one device: about {gigabytes(estimate.needed)}{room}",
+        said=[str(estimate), *said],
     )  # fmt: skip
 
 

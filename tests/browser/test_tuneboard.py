@@ -133,6 +133,12 @@ def test_base_and_tuned_open_side_by_side_with_one_click(page):
     assert play.locator(".gptj-tokens").count() == 2
     names = play.locator(".gptj-column > p").all_inner_texts()
     assert names[0].startswith("tuned, ") and names[1] == "base"
+    row = board.locator(".gt-row", has_text="the best model, not the last")
+    assert re.search(r"held-out loss [\d.]+ at step [\d,]+", row.inner_text())
+    row.get_by_role("checkbox").check()
+    board.locator(".gptj-column > p", has_text="the best").wait_for()
+    if folder := os.environ.get("GPTJ_LAB_SHOTS"):
+        board.screenshot(path=f"{folder}/tuneboard_best.png")
 
 
 @pytest.mark.skipif(not os.environ.get("GPTJ_LAB_PICTURE"), reason="`make picture` asks for them")

@@ -36,6 +36,18 @@ def test_a_text_shorter_than_a_window_is_announced(prepare):
     assert found.doctor().sentences[0] == "1,012 tokens: one window of 2,048 to train on."
 
 
+def test_a_run_that_sees_a_part_of_the_text_is_told_how_much(prepare):
+    found = prepare("\n".join(words(seed) for seed in range(100)))
+    said = found.doctor(steps=3, batch=2).sentences
+    assert said[0].endswith(f"{len(found.train)} windows of 64 to train on, 6 of them seen.")
+    # A held-out part in the middle leaves several stretches of one document.
+    assert len(found.train.units) > 1
+    tokens = found.train.units.size.sum()
+    assert f"1 document longer than a window (the longest {tokens:,} tokens) is cut" in str(
+        found.doctor()
+    )
+
+
 def test_numbers_are_those_of_the_text(prepare):
     texts = [words(seed, 5 + seed) for seed in range(100)]
     found = prepare(texts, held_out=0.1)

@@ -151,7 +151,7 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
     assert "4.500 at step 10, where the base has 5.250." in text
     assert "| 0 | 5.250 |  |" in text and "| 20 | 4.625 | 4.250 |" in text
     assert "| optimiser.learning\\_rate | `0.001` |" in text
-    assert "to train on, seen" in text  # the doctor
+    assert re.search(r"to train on, \d+ of them seen", text)  # the doctor
     assert any("private_diary" in sentence for sentence in run.corpus.doctor().sentences)
     assert re.search(r"^- \d+ x ", text, re.MULTILINE) and "private_diary" not in text
     assert 'export.load_adapter(gptj_lab.load("EleutherAI/gpt-j-6b")' in text

@@ -138,6 +138,8 @@ def test_interrupted_and_called_again_it_is_the_run_uninterrupted(tune, tmp_path
     assert bits(tune(**settings)) == bits(whole)
     longer = tune(**settings, steps=10)
     assert longer.step == 10 and any("8 steps and has 10 now" in note for note in longer.notes)
+    shorter = tune(**settings, steps=5)
+    assert shorter.step == 10 and "more steps than the 5 that it is to have" in shorter.notes[-1]
 
 
 def test_a_run_in_the_background_is_paused_resumed_stopped_and_gone_on_with(tune, tmp_path):
@@ -243,6 +245,40 @@ def test_patience_ends_a_run_that_learns_nothing_new(tune, tmp_path):
         tune(patience=2, held_out=0.0)
 
 
+@pytest.mark.parametrize("out", [None, "out"])
+def test_the_best_model_is_that_of_the_lowest_held_out_loss(tune, model, tmp_path, out):
+    optimiser = gptj_lab.Optimiser(learning_rate=0.1, schedule="constant", warmup_steps=0)
+    run = tune(
+        optimiser=optimiser, steps=40, evaluate_every=2, patience=2, out=out and tmp_path / out
+    )  # fmt: skip
+    lowest = min(run.evaluations, key=lambda row: row["held_out_loss"])
+    step, best = run.best_state()
+    assert step == lowest["step"] and 0 < step < run.step
+    ids = [[1, 2, 3]]
+    then = tune(optimiser=optimiser, steps=step, evaluate_every=2).model.logits(ids)
+    np.testing.assert_array_equal(best.logits(ids), then)
+    run.save(tmp_path / "best", best=True)
+    from gptj_lab.finetuning import soft_prompts
+
+    found = soft_prompts.load_trained(model, tmp_path / "best")
+    np.testing.assert_array_equal(found.logits(ids), then)
+    assert not np.array_equal(run.model.logits(ids), then)
+
+
+@pytest.mark.parametrize("out", [None, "out"])
+def test_where_nothing_was_better_the_best_model_is_the_base(tune, model, tmp_path, out):
+    optimiser = gptj_lab.Optimiser(learning_rate=3.0, schedule="constant", warmup_steps=0)
+    run = tune(
+        method=gptj_lab.Full(), optimiser=optimiser, steps=2, evaluate_every=1,
+        out=out and tmp_path / out,
+    )  # fmt: skip
+    step, best = run.best_state()
+    assert step == 0
+    np.testing.assert_array_equal(best.logits([[1, 2]]), model.logits([[1, 2]]))
+    with pytest.raises(ValueError, match="no evaluation is there|no state was measured"):
+        tune(steps=2, held_out=0.0, out=out and tmp_path / "none").best()
+
+
 def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path):
     out = tmp_path / "out"
     tune(steps=1, out=out)
@@ -252,7 +288,11 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path)
     for changed, sentence in (
         (dict(batch=1), "batch is 1, but the run in .*out was begun with 2"),
         (dict(method=gptj_lab.LoRA(rank=4, dropout=0.2)), "method.rank is 4, .* begun with 2"),
-        (dict(method=gptj_lab.Full()), "method.* is .*, but the run"),
+        (
+            dict(method=gptj_lab.Full()),
+            "^method.kind is 'Full', but the run in .* was begun with 'LoRA'",
+        ),
+        (dict(optimiser=gptj_lab.Optimiser(name="lion")), "^optimiser.name is 'lion'"),
         (dict(seed=4), "seed is 4"),
         (dict(context=8), "context is 8"),
         (
@@ -278,6 +318,8 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path)
         (dict(dtype="int8"), "dtype is 'int8'"),
         (dict(remat="all"), "remat is 'all'"),
         (dict(prompts=[""]), "prompt is empty"),
+        (dict(out=__file__), "out is .*test_run.py, but .*test_run.py is a file: name a folder"),
+        (dict(out=f"{__file__}/run"), "is a file: name a folder"),
         (dict(context=100), "context is 100, .* 64"),
         (dict(data=[{"text": ""}]), "no text|no window|holds no"),
     ],

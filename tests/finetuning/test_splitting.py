@@ -73,6 +73,29 @@ def test_near_copies_stay_on_one_side(prepare, tokenizer):
     assert found.split.near_copies >= 78  # MinHash is an estimate
 
 
+@pytest.mark.parametrize("copy", ["the same words", "nearly the same", "a row"])
+@pytest.mark.parametrize("others", [0, 6])
+def test_what_repeats_itself_is_trained_on_whatever_was_drawn(prepare, tokenizer, copy, others):
+    """Twelve of one text: whichever side their words draw, it is the one that is trained on."""
+    for seed in range(12):
+        texts: list = [
+            f"{words(seed, 60)} {i if copy == 'nearly the same' else ''}" for i in range(12)
+        ]
+        if copy == "a row":
+            texts = [{"prompt": text, "completion": " yes"} for text in texts]
+        found = prepare([*texts, *(words(500 + seed + i, 8) for i in range(others))])
+        in_training = " ".join(texts_of(found.train, tokenizer)).count(words(seed, 60))
+        assert in_training == 12, seed
+        assert len(found.train) and (others or not len(found.held_out))
+
+
+def test_something_is_left_to_train_on_where_half_is_held_out(prepare):
+    sides = [
+        prepare([words(10 * seed + i, 20) for i in range(10)], held_out=0.5) for seed in range(6)
+    ]
+    assert all(len(side.train) and len(side.held_out) for side in sides)
+
+
 def test_what_lies_inside_a_training_text_is_not_held_out(prepare, tokenizer):
     """Excerpts: too small a share of the whole for near-copies, found by their runs."""
     small = [words(seed, 40) for seed in range(60)]

@@ -32,13 +32,24 @@ def test_an_evaluation_is_one_line_and_each_sample_another():
 def test_the_end_says_where_the_model_began_to_learn_by_heart():
     settings = types.SimpleNamespace(out="out")
     pace = types.SimpleNamespace(seconds=41.0)
-    early = {"step": 1, "held_out_loss": 3.0}
+    early = {"step": 1, "held_out_loss": 3.0, "loss": 3.9}
     late = run(settings=settings, pace=pace)
     late.evaluations.insert(0, early)
     said = telling.end_sentence(late)
+    assert "by heart" in said
     assert said.startswith("finished after step 3, 41 s of work: the held-out loss went from 4.000")
     assert "lowest, 3.000, at step 1" in said and "run.best()" in said
     assert "by heart" not in telling.end_sentence(run(settings=settings, pace=pace))
+    late.evaluations[:1] = [{"step": 0, "held_out_loss": 3.0, "loss": None}, early | {"loss": 3.5}]
+    said = telling.end_sentence(late)
+    assert "lowest, 3.000, before the first step" in said and "by heart" not in said
+    assert "take a lower learning rate" in said
+
+
+def test_where_the_loss_should_start_after_a_new_soft_prompt():
+    assert "the held-out text; a" in telling.start_sentence(3.0, 100)
+    prompted = telling.start_sentence(3.0, 100, prompted=True)
+    assert "near 3.00" in prompted and "text after the new soft prompt; a" in prompted
 
 
 def test_a_bar_is_shown_only_where_somebody_watches(monkeypatch, capsys):

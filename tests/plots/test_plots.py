@@ -43,6 +43,7 @@ EVERY = {
     "score_bars": lambda: plots.score_bars({"layer 1 head 2": 0.5, "$b$": -0.1}, "score"),
     "loss_curve": lambda: plots.loss_curve({"tales": [(0, 8.0), (1e6, 3.0)]}),
     "training_curves": lambda: training(),
+    "training_plan": lambda: plan(),
 }
 STEPS = np.arange(1, 41, dtype=np.float32)
 
@@ -53,6 +54,12 @@ def training(**more):
     below = {"learning rate": STEPS * 1e-4, "$g$ gradient norm": 1 / STEPS}
     shown = {"title": "tiny, $LoRA$ <b>rank 8</b>", "base_loss": 3.5, "below": below}
     return plots.training_curves(STEPS, loss, held, **(shown | more))
+
+
+def plan(lengths=((1, 2, 4), (0, 5, 2))):
+    kinds = [("weights", 2.0e9, "2 GB"), ("optimiser", 5e8, "500 MB"), ("workspace", 0, "0 bytes")]
+    said = ["LoRA trains $1$ of 2 numbers.", "7 documents, <b>20</b> tokens."]
+    return plots.training_plan(kinds, lengths, title="tiny", memory="2.5 of $8$ GB", said=said)
 
 
 def texts(figure) -> str:
@@ -74,6 +81,15 @@ def test_every_picture_shows_itself_with_its_alt_text(name):
 
 def test_all_names_are_tried_here():
     assert set(plots.__all__) - {"alt_text", "png", "mesh_placement"} == set(EVERY)
+
+
+def test_a_plan_shows_each_kind_of_memory_and_the_documents():
+    memory, documents = plan().axes
+    assert [bar.get_width() for bar in memory.patches] == [2.0e9, 5e8, 0]
+    assert texts(plan()) == "2 GB 500 MB 0 bytes"
+    assert [bar.get_height() for bar in documents.patches] == [0, 5, 2]
+    assert "7 documents" in plots.alt_text(plan()) and "trains $1$ of 2" in plots.alt_text(plan())
+    assert texts(plan(None)).endswith("no text yet")
 
 
 def test_a_large_grid_is_thinned_out_to_the_bytes_allowed():

@@ -16,7 +16,7 @@ import pytest
 
 import gptj_lab
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import lora, methods
+from gptj_lab.finetuning import export, lora, methods
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.widgets import tuneboard_curves, tuneboard_form, tuneboard_runs
 from gptj_lab.widgets.tuneboard import TuneBoard
@@ -267,6 +267,73 @@ def test_base_and_tuned_side_by_side_and_weighed_live(finished, tmp_path):
     assert "playground or explorer" in finished.one("open", what="shell")[0]["text"]
 
 
+@pytest.fixture(scope="module")
+def turned(tiny_model, texts):
+    """A board whose run has ended after its held-out loss had turned."""
+    settings = SMALL | {"optimiser": gptj_lab.Optimiser(learning_rate=100.0)}
+    board = TuneBoard(tiny_model, texts, steps=6, evaluate_every=1, **settings)
+    board.start()
+    board.wait()
+    return FrontEnd(board)
+
+
+def test_the_best_model_is_offered_shown_and_taken_home(turned, tmp_path):
+    board, ids = turned.board, [[1, 2, 3, 4]]
+    lowest = min(board.run.evaluations, key=lambda each: each["held_out_loss"])
+    assert 0 < lowest["step"] < board.run.step
+    state, _ = turned.one("poll")
+    assert state["best"] is False and state["table"][0]["best_step"] == lowest["step"]
+    turned.one("open", what="playground", prompt="the cat")
+    play = board._opened["playground"]
+    last, best = board.run.model.logits(ids), board.run.best().logits(ids)
+    assert np.abs(np.asarray(best - last)).max() > 1e-3
+    np.testing.assert_array_equal(play._model.logits(ids), last)
+    told, _ = turned.one("weights", best=True)
+    assert told["step"] == lowest["step"] and f"by step {lowest['step']}." in told["text"]
+    np.testing.assert_array_equal(play._model.logits(ids), best)
+    assert turned.one("poll")[0]["best"] is True
+    assert turned.one("open", what="playground")[0]["step"] == lowest["step"]
+    assert board._opened["playground"].model_name == f"tuned, {lowest['step']} steps, the best"
+    turned.one("save", directory=str(tmp_path / "adapter"))
+    saved = export.load_adapter(board.model, tmp_path / "adapter")
+    np.testing.assert_array_equal(saved.logits(ids), best)
+    archive = b"".join(bytes(b[0]) for _, b in turned.ask("export", kind="result"))
+    data = zipfile.ZipFile(io.BytesIO(archive)).read("tuned/adapter_model.safetensors")
+    assert data == (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    turned.one("weights", best=False)
+    np.testing.assert_array_equal(play._model.logits(ids), last)
+
+
+def test_a_soft_prompt_is_weighed_from_its_first_vectors(tiny_model, texts):
+    board = TuneBoard(tiny_model, texts, steps=3, method=methods.SoftPrompt(length=3), **SMALL)
+    board.start()
+    board.wait()
+    front, ids = FrontEnd(board), [[1, 2, 3, 4]]
+    first = board.run.first().network.soft_prompt[...]
+    tuned = board.run.model.network.soft_prompt[...]
+    assert np.abs(np.asarray(tuned - first)).max() > 1e-3
+    for scale in (0.5, 2.0, 1.0):
+        told, _ = front.one("scale", scale=scale)
+        assert f"{scale:.2f} of " in told["text"]
+        shown = board.result.model.network.soft_prompt[...]
+        np.testing.assert_allclose(shown, first + scale * (tuned - first), rtol=1e-5, atol=1e-6)
+    assert "no soft prompt" in front.one("scale", scale=0)[0]["text"]
+    np.testing.assert_array_equal(board.result.model.logits(ids), tiny_model.logits(ids))
+    assert "after the new soft prompt" in front.one("poll")[0]["flags"][0]["text"]
+
+
+def test_before_a_run_the_picture_is_of_its_cost_and_its_text(tiny_model, texts):
+    empty, _ = TuneBoard(tiny_model)._repr_mimebundle_()
+    assert empty["image/png"][:4] == b"\x89PNG" and "no text yet" in empty["text/plain"]
+    board = TuneBoard(tiny_model, texts, **SMALL)
+    bundle, metadata = board._repr_mimebundle_()
+    alt = metadata["image/png"]["alt"]
+    assert bundle["text/plain"] == alt and len(bundle["image/png"]) <= 60_000
+    assert "ready to start" in alt and "LoRA trains" in alt and "40 documents" in alt
+    board.change(method=methods.LastBlocks(count=9))  # the model has one
+    assert "image/png" not in board._repr_mimebundle_()[0]
+
+
 def test_a_run_is_paused_left_found_again_and_stopped(tiny_model, texts, tmp_path):
     board = TuneBoard(tiny_model, texts, steps=100_000, out=tmp_path / "run", **SMALL)
     run = board.start()
@@ -392,6 +459,7 @@ def test_a_held_out_loss_that_has_turned_is_told():
     kind, said = overfit(evaluated(3.0, 2.0, 2.2, 2.5))
     assert kind == "warning" and "lowest at step 10 (2.000) and has risen to 2.500" in said
     assert "while the training loss fell: the text is being learnt by heart" in said
+    assert "Before and after has the model of then" in said
     assert overfit([]) is None
     many = evaluated(*np.linspace(3, 2, 400), 1.0, *np.linspace(2, 3, 400))
     shown = tuneboard_curves.held_out(many)
@@ -400,6 +468,9 @@ def test_a_held_out_loss_that_has_turned_is_told():
 
 class Told:
     """As much of a Run as its flags and its table read."""
+
+    def first(self):
+        raise AssertionError("only a soft prompt begins elsewhere than at the base")
 
     def __init__(self, **fields):
         self.base_loss, self.history, self.evaluations, self.notes = 3.0, [], [], []
@@ -413,6 +484,8 @@ def test_where_the_loss_should_start_and_whether_it_did():
     high = [{"step": i + 1, "loss": 4.5} for i in range(8)]
     (flag,) = tuneboard_curves.flags(Told(history=high), 50257)
     assert flag["kind"] == "warning" and "first 8 steps have 4.50" in flag["text"]
+    growing = Told(base_loss=None, notes=["step 5: the loss is 9: the learning rate is too high"])
+    assert tuneboard_curves.flags(growing, 9)[0]["kind"] == "warning"
     (flag,) = tuneboard_curves.flags(Told(base_loss=10.8), 50257)
     assert "are its weights loaded?" in flag["text"]
     broken = Told(base_loss=None, notes=["step 120: the loss became NaN; the run stopped"])

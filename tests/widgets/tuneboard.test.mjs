@@ -204,6 +204,34 @@ test("base and tuned model open below, in any notebook's widget manager, or a se
   assert.ok(el.textContent.includes("run board.explorer() in a cell"));
 });
 
+test("the best model is offered when the run has ended, and what is open is opened anew", async () => {
+  const { el, model, last, ops, answer } = setup();
+  answer("hello", { op: "board", form: FORM, plan: PLAN });
+  answer("poll", RUNNING, [curves(4), EVALUATIONS]);
+  const box = find(el, "LABEL", (each) => each.textContent === "the best model, not the last").input;
+  assert.equal(box.disabled, true);
+  assert.ok(el.textContent.includes("when the run has ended"));
+  model.widget_manager = { get_model: async (id) => ({ id }), create_view: async () => ({ el: new Node("p", model.doc) }) };
+  el.all("gx-primary")[1].fire("click");
+  answer("open", { op: "opened", what: "playground", model: "m7", step: 40 });
+  mock.timers.tick(600);
+  const ended = { ...RUNNING, status: "finished", active: false, best: false };
+  answer("poll", ended, [curves(4), EVALUATIONS]);
+  assert.equal(box.disabled, false);
+  assert.ok(el.textContent.includes("held-out loss 2.750 at step 20 of 40"));
+  Object.assign(box, { type: "checkbox", checked: true });
+  box.fire("change");
+  assert.equal(last("weights").best, true);
+  answer("weights", { op: "scaled", scale: 1, best: true, step: 20, text: NAUGHTY });
+  assert.ok(el.textContent.includes(NAUGHTY));
+  assert.equal(ops().at(-1), "open");
+  mock.timers.tick(5100);
+  answer("poll", { ...ended, best: true, table: [{ ...RUNNING.table[0], held_out: null }] }, [curves(4), EVALUATIONS]);
+  assert.equal(box.checked, true);
+  assert.equal(box.disabled, true);
+  assert.ok(el.textContent.includes("needs a held-out loss"));
+});
+
 test("the kernel that is gone or silent is told, and a closed view lets go", () => {
   const { doc, el, close, model, handlers } = setup();
   mock.timers.tick(8100);
