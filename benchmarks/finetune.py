@@ -251,7 +251,7 @@ def compare(asked: argparse.Namespace, folder: str, method: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=2, help="of a contender in a round")
+    parser.add_argument("--steps", type=int, default=6, help="of a contender in a turn")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--model", default="pocket")
