@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 Status = Literal["ready", "compiling", "running", "paused", "stopped", "finished", "failed"]
+ACTIVE: tuple[Status, ...] = ("compiling", "running", "paused")  # a run that goes on
 
 
 class Control:

@@ -15,7 +15,7 @@ import jax
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
 from gptj_lab.finetuning import export, methods, publishing, settings, soft_prompts
-from gptj_lab.finetuning.control import Control, Status, interrupts
+from gptj_lab.finetuning.control import ACTIVE, Control, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loop import Loop, like
 from gptj_lab.finetuning.lora import LoRA
@@ -155,7 +155,7 @@ class Run:
         Raises:
             ValueError: the run goes on, or nothing was held out.
         """
-        if self.status in ("compiling", "running", "paused"):
+        if self.status in ACTIVE:
             raise ValueError(f"the run is {self.status}: stop it first, or wait for its end")
         trainer = self._loop.trainer
         if self._chosen.out is None:
@@ -329,7 +329,7 @@ class Run:
 def _end(reference: weakref.ref[Run]) -> None:
     """Stops a run at the interpreter's end, so that its state is saved."""
     run = reference()
-    if run is not None and run.status in ("compiling", "running", "paused"):
+    if run is not None and run.status in ACTIVE:
         run.stop()
         run.wait(60)
 

@@ -119,8 +119,9 @@ def _prefill_workspace(setting: Setting) -> int:
     block = scores * (4 * 4 + size) + wide * size + 4 * narrow * size
     # Measured, not derived: cut over `model`, int8 weights keep about half an array of the
     # residual's size for every block until the end (libtpu 0.0.42; v2 and v5e, 8 devices).
-    kept = setting.model > 1 and setting.weights == "int8"
-    return block + kept * setting.config.num_layers * narrow * size // 2
+    if setting.model > 1 and setting.weights == "int8":
+        block += setting.config.num_layers * narrow * size // 2
+    return block
 
 
 def kept(setting: Setting, layers: int | None = None) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import narrow
-from gptj_lab.model.cache import LayerCache, OneRow
+from gptj_lab.model.cache import BlockCache
 from gptj_lab.model.linear import Linear
 from gptj_lab.model.positions import rotary_angles, rotate
 from gptj_lab.model.sites import Site, ignore
@@ -40,10 +40,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | OneRow | None,
+        cache: BlockCache | None,
         site: Site,
         segments: Int[Array, "batch seq"] | None = None,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], BlockCache | None]:
         """What attention writes into the residual stream, and the cache with these tokens."""
         z, cache = self.mix(x, positions, cache, site, segments)
         return self.out(z), cache
@@ -52,10 +52,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | OneRow | None,
+        cache: BlockCache | None,
         site: Site,
         segments: Int[Array, "batch seq"] | None = None,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], BlockCache | None]:
         """The heads' results side by side, before the output matrix, and the cache.
 
         Tokens of different segments don't see each other; within one, positions count from 0.

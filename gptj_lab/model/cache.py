@@ -66,7 +66,8 @@ class OneRow(NamedTuple):
         return self.keys[None], self.values[None]
 
 
-Cache = tuple[LayerCache, ...] | tuple[OneRow, ...]
+BlockCache = LayerCache | OneRow
+Cache = tuple[BlockCache, ...]
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:

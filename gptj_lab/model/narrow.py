@@ -63,10 +63,8 @@ def rotate(
     even = jnp.arange(x.shape[-1]) % 2 == 0
     sin, cos = jnp.pad(sin, room), jnp.pad(cos, room, constant_values=1)
     # Behind a barrier they are computed once, else once more for every head.
-    tables = (
-        table.astype(x.dtype) for table in (cos, jnp.where(even, -sin, 0), jnp.where(even, 0, sin))
-    )
-    same, after, before = (t[:, :, None] for t in jax.lax.optimization_barrier(tuple(tables)))
+    tables = jax.lax.optimization_barrier((cos, jnp.where(even, -sin, 0), jnp.where(even, 0, sin)))
+    same, after, before = (table[:, :, None].astype(x.dtype) for table in tables)
     return x * same + jnp.roll(x, -1, -1) * after + jnp.roll(x, 1, -1) * before
 
 

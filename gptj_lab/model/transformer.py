@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import sites
 from gptj_lab.model.attention import Attention
-from gptj_lab.model.cache import Cache, LayerCache, OneRow
+from gptj_lab.model.cache import BlockCache, Cache
 from gptj_lab.model.linear import Linear
 
 _ACTIVATION = {
@@ -86,10 +86,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | OneRow | None,
+        cache: BlockCache | None,
         site: sites.Site,
         segments: Int[Array, "batch seq"] | None = None,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], BlockCache | None]:
         x = site("resid_pre", x)
         normal = site("ln", self.ln(x))
         if self.mesh is not None and self.parallel:
@@ -119,11 +119,11 @@ class Block(nnx.Module):
         x: Float[Array, "batch seq d_model"],
         normal: Float[Array, "batch seq d_model"],
         positions: Int[Array, "batch seq"],
-        cache: LayerCache | OneRow | None,
+        cache: BlockCache | None,
         site: sites.Site,
         segments: Int[Array, "batch seq"] | None,
         mesh: jax.sharding.Mesh,
-    ) -> tuple[Float[Array, "batch seq d_model"], LayerCache | OneRow | None]:
+    ) -> tuple[Float[Array, "batch seq d_model"], BlockCache | None]:
         """What attention and MLP of a parallel block write together, and the cache, on a mesh.
 
         Each device adds up its part of both before the devices add up theirs: one all-reduce a
@@ -205,7 +205,7 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         x = self.embedded(token_ids, positions, dtype, site=site)
-        layers: list[LayerCache | OneRow | None] = []
+        layers: list[BlockCache | None] = []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else cache[i]
             x, layer = block(x, positions, layer, functools.partial(_named, site, i), segments)

@@ -24,7 +24,7 @@ from gptj_lab.widgets import (
 )
 from gptj_lab.widgets.explorer_answers import Answer
 from gptj_lab.widgets.explorer_edits import Edit, index
-from gptj_lab.widgets.explorer_session import DIFFERENCES, RUNS, Session
+from gptj_lab.widgets.explorer_session import DIFFERENCES, RUNS, Session, first_run
 from gptj_lab.widgets.explorer_sweeps import Sweep
 
 if TYPE_CHECKING:
@@ -261,15 +261,14 @@ class Explorer(anywidget.AnyWidget):
         """The selected run, of a difference its first, and the selected position in it."""
         chosen: dict[str, Any] = dict(self.selection)
         of, query = chosen["of"], chosen["query"]
-        run = self._session.reading(DIFFERENCES[of][0] if of in DIFFERENCES else of)
+        run = self._session.reading(first_run(of))
         return run, len(run) - 1 if query is None else min(query, len(run) - 1)
 
     def _lens_shown(self) -> str:
         """The kind of lens that the view has open and this run can have, or ""."""
         kind = self.view.get("lens", "")
-        there = self._about()["lenses"]
         edited = kind == "jacobian" and self._shown()[0].edited
-        return kind if kind in there and not edited else ""
+        return kind if kind in explorer_lens.kinds(self._session.tuned) and not edited else ""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -388,9 +387,7 @@ class Explorer(anywidget.AnyWidget):
             "compare": "model" if session.two_models else "prompt" if session.prompt_b else None,
             "name_b": (session.other.name or "the other model") if session.two_models else "",
             "steer": session.steer is not None,
-            "lenses": [
-                kind for kind in explorer_lens.KINDS if kind != "tuned" or session.tuned is not None
-            ],
+            "lenses": explorer_lens.kinds(session.tuned),
         }  # fmt: skip
 
     # --- What changes the session ---

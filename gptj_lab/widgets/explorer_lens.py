@@ -25,6 +25,11 @@ TOP = 5
 KINDS = ("logit", "tuned", "jacobian")
 
 
+def kinds(tuned: AffineLens | None) -> list[str]:
+    """Those of KINDS that there are, with this tuned lens or without one."""
+    return [kind for kind in KINDS if kind != "tuned" or tuned is not None]
+
+
 def lens(
     reading: Reading,
     positions: Sequence[int],

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptj_lab.plots import style
 from gptj_lab.widgets import explorer_encoding as encoding
-from gptj_lab.widgets.explorer_session import DIFFERENCES, Session
+from gptj_lab.widgets.explorer_session import Session, first_run
 
 if TYPE_CHECKING:
     from gptj_lab.widgets.explorer_reading import Reading
@@ -41,7 +41,7 @@ def picture(session: Session, selection: dict[str, Any]) -> tuple[bytes, str]:
 def _drawn(session: Session, selection: dict[str, Any], levels: int, part: float) -> bytes:
     """All heads on the left; on the right the chosen one, and what may come next."""
     layer, head, of = (selection[name] for name in ("layer", "head", "of"))
-    shown = of if of not in DIFFERENCES else DIFFERENCES[of][0]
+    shown = first_run(of)
     run = session.reading(shown)
     thumbs = session.thumbnails(shown)
     layers, heads, most, _ = thumbs.shape
@@ -103,7 +103,7 @@ def alt(session: Session, selection: dict[str, Any]) -> str:
     """What the picture shows, in sentences: the heads, what the chosen one reads, what follows."""
     layer, head = selection["layer"], selection["head"]
     of = selection["of"]
-    run = session.reading(of if of not in DIFFERENCES else DIFFERENCES[of][0])
+    run = session.reading(first_run(of))
     name = session.model.tokenizer.display
     row = run.pattern(layer)[head, -1]
     key = int(row.argmax())

@@ -26,6 +26,11 @@ _MOST_AWAKE = 4  # a cell that is run again leaves its old view to ipywidgets fo
 DIFFERENCES = {"b-a": ("b", "a"), "after-a": ("after", "a")}
 
 
+def first_run(of: str) -> str:
+    """The run itself, of a difference the first of its two."""
+    return DIFFERENCES.get(of, (of,))[0]
+
+
 class Session:
     """Run A, perhaps B beside it, and A again with interventions ("after").
 

@@ -13,6 +13,7 @@ import traitlets
 
 from gptj_lab.finetuning import corpus as corpora
 from gptj_lab.finetuning import methods
+from gptj_lab.finetuning.control import ACTIVE
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.methods import Estimate
 from gptj_lab.finetuning.run import Run, finetune
@@ -77,7 +78,7 @@ class TuneBoard(anywidget.AnyWidget):
         self._opened: dict[str, Playground | Explorer] = {}
         self.note = ""
         self._preparation = Preparation()
-        active = [run for run in _RUNS if run.status in tuneboard_answers.ACTIVE]
+        active = [run for run in _RUNS if run.status in ACTIVE]
         found = [run for run in active if _is_of(run, self.model)]
         for run in [model] if isinstance(model, Run) else found[:1]:
             self._attach(run, settings)
@@ -337,7 +338,7 @@ class TuneBoard(anywidget.AnyWidget):
         _RUNS.add(run)
 
     def _idle(self, wanted: str) -> None:
-        if self.run is not None and self.run.status in tuneboard_answers.ACTIVE:
+        if self.run is not None and self.run.status in ACTIVE:
             raise ValueError(f"a run is {self.run.status}: stop it before {wanted}")
 
     def _running(self) -> Run:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptj_lab.finetuning.control import ACTIVE
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.run import Run
 from gptj_lab.widgets import tuneboard_data, tuneboard_form, tuneboard_runs
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 Answer = tuple[Message, list[Any]]
-ACTIVE = ("compiling", "running", "paused")
 _OTHERS = 6  # runs whose held-out losses are drawn beside those of the one that is shown
 
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptj_lab.finetuning import lora
+from gptj_lab.finetuning.control import ACTIVE
 from gptj_lab.finetuning.run import Run
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.model.transformer import Transformer
-
-_GOING = ("compiling", "running", "paused")
 
 
 class Result:
@@ -77,7 +76,7 @@ class Result:
 
     def refresh(self) -> LanguageModel:
         """`model`, of the weights that the run has now; of the best ones when it has ended."""
-        if self.run.step != self._seen and not (self._best and self.run.status in _GOING):
+        if self.run.step != self._seen and not (self._best and self.run.status in ACTIVE):
             self.best = self._best
         return self.model
 
