@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+_GROUP = 64  # tokens
+
 
 class SamplingSettings(NamedTuple):
     """The settings as arrays; made by `make_settings`, which checks them."""
@@ -109,8 +111,7 @@ def process_logits(
     near = scores >= scores.max(-1, keepdims=True) + jnp.log(settings.min_p)
     scores = jnp.where(near, scores, -jnp.inf)
     scores = _if(settings.typical_p < 1, _keep_typical, scores, settings.typical_p)
-    best = jnp.arange(scores.shape[-1])[None, :] == scores.argmax(-1)[:, None]
-    return jnp.where(greedy & ~best, -jnp.inf, scores)
+    return _if(greedy, _keep_likeliest, scores, settings.temperature)
 
 
 def row_key(seed: int, sample: int) -> Key[Array, ""]:
@@ -141,7 +142,7 @@ def sample(
 
     return jax.lax.cond(
         settings.temperature == 0,
-        lambda: scores.argmax(-1).astype(jnp.int32),
+        lambda: highest(scores, 1)[1][:, 0],
         lambda: jax.vmap(draw)(keys, step, scores).astype(jnp.int32),
     )
 
@@ -158,13 +159,40 @@ def top_alternatives(
     logits: Float[Array, "batch vocab"], count: int
 ) -> tuple[Int[Array, "batch count"], Float[Array, "batch count"]]:
     """The likeliest tokens of each row, best first, and their log-probabilities in nats."""
-    values, ids = jax.lax.top_k(logits, count)
+    values, ids = highest(logits, count)
     return ids, values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def highest(
+    x: Float[Array, "batch vocab"], count: int
+) -> tuple[Float[Array, "batch count"], Int[Array, "batch count"]]:
+    """What `lax.top_k` gives, found in the groups of tokens that hold the highest.
+
+    Measured on the CPU: a sixth of argmax's time, half of top_k's at a vocabulary of 50,400; a
+    tenth and a third at 4,096.
+    """
+    batch, vocab = x.shape
+    if count * _GROUP >= vocab:
+        values, ids = jax.lax.top_k(x, count)
+        return values, ids
+    groups = -(-vocab // _GROUP)
+    padded = jnp.pad(x, ((0, 0), (0, groups * _GROUP - vocab)), constant_values=-jnp.inf)
+    grouped = padded.reshape(batch, groups, _GROUP)
+    # In their order, so that of equal tokens the first is taken.
+    chosen = jnp.sort(jax.lax.top_k(grouped.max(-1), count)[1], -1)
+    candidates = jnp.take_along_axis(grouped, chosen[:, :, None], 1).reshape(batch, -1)
+    values, at = jax.lax.top_k(candidates, count)
+    return values, jnp.take_along_axis(chosen, at // _GROUP, 1) * _GROUP + at % _GROUP
 
 
 def _if(on: jax.Array, rule, scores: jax.Array, value: jax.Array) -> jax.Array:
     """The rule where it is on; where it is off it costs nothing."""
     return jax.lax.cond(on, rule, lambda scores, _: scores, scores, value)
+
+
+def _keep_likeliest(scores: jax.Array, _: jax.Array) -> jax.Array:
+    _, best = highest(scores, 1)
+    return jnp.where(jnp.arange(scores.shape[-1])[None, :] == best, scores, -jnp.inf)
 
 
 def _keep_top_k(scores: jax.Array, k: jax.Array) -> jax.Array:

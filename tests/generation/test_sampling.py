@@ -152,6 +152,21 @@ def test_log_probabilities_and_alternatives(case):
     np.testing.assert_allclose(found, logprobs[np.arange(BATCH), np.arange(BATCH)], atol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [5, 64, 65, 1000, 4096, 50257])
+def test_the_highest_are_those_of_top_k_also_where_many_are_equal(vocab):
+    rng = np.random.default_rng(vocab)
+    rough = np.round(rng.normal(size=(4, vocab)).astype(np.float32))
+    rough[1, rng.random(vocab) < 0.9] = -np.inf
+    rough[2] = 0
+    rough[3] = -np.inf
+    rough = jnp.asarray(rough)
+    for count in {1, 2, 5, min(10, vocab)}:
+        expected = jax.lax.top_k(rough, count)
+        values, ids = sampling.highest(rough, count)
+        np.testing.assert_array_equal(values, expected[0])
+        np.testing.assert_array_equal(ids, expected[1])
+
+
 @pytest.mark.parametrize(
     ("rules", "error", "message"),
     [

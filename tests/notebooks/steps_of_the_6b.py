@@ -45,7 +45,8 @@ def steps(name: str, weights: str, topology: str) -> dict[str, programs.Program]
     dtype = "bfloat16" if weights == "int8" else weights
     vocab, room, int32 = config.vocab_size, config.context, jnp.int32
     graph, state = nnx.split(programs.abstract_network(config, weights, None))
-    state = programs.placed(state, config, mesh, dtype)
+    placed, structure = jax.tree.flatten(programs.placed(state, config, mesh, dtype))
+    form = decoding._form(graph, structure)
 
     def shapes_of(function: Any) -> Any:
         return jax.tree.map(lambda leaf: on_it(leaf.shape, leaf.dtype), jax.eval_shape(function))
@@ -64,9 +65,9 @@ def steps(name: str, weights: str, topology: str) -> dict[str, programs.Program]
     settings = shapes_of(lambda: sampling.make_settings(vocab, temperature=0.8, top_p=0.95))
     keys = shapes_of(lambda: sampling.row_key(0, 0)[None])
     row, one = on_it((1,), int32), on_it((), int32)
-    chunk = (graph, state, arrays, settings, keys, on_it((1,), jnp.bool_), row, row, one, one)
+    chunk = (form, placed, arrays, settings, keys, on_it((1,), jnp.bool_), row, row, one, one)
     return {
-        "prefill": programs.Program(prefill, (graph, state, on_it((1, room), int32), row)),
+        "prefill": programs.Program(prefill, (form, placed, on_it((1, room), int32), row)),
         "chunk": programs.Program(Step(decoding._chunk, dict(dtype=dtype, mesh=None)), chunk),
     }
 
