@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
+_DIGITS = 3  # int8 numbers for each of x
+_MOST_ROWS = 64  # of x on the CPU, for whole numbers: with more, float tiles are faster
 _TILE, _TILES = 64, 4  # rows converted at a time on the CPU, and such tiles in a step
 _CHUNK = 1024  # rows quantised at a time, so that no second copy of a weight exists
 
@@ -64,13 +66,43 @@ def dequantize(
 def product(x: Float[Array, "*batch d_in"], weight: Int8Weight) -> Float[Array, "*batch d_out"]:
     """`x @ weight.T` in the dtype of `x`.
 
-    On the CPU the weight is converted in tiles just before their dot: XLA would otherwise write
-    the whole float matrix to memory first. Elsewhere XLA fuses the conversion into the product.
+    On the CPU a few rows of `x` are split into int8 digits, so that the product is one of whole
+    numbers, exact, and reads a byte a weight; for many rows the weight is converted in tiles just
+    before their dot. XLA would otherwise write the whole float matrix to memory first. Elsewhere
+    XLA fuses the conversion into the product.
     """
     flat = x.reshape(-1, x.shape[-1])
-    out = jax.lax.platform_dependent(flat, weight.values, cpu=_by_tiles, default=_whole)
+    on_cpu = _by_digits if len(flat) <= _MOST_ROWS else _by_tiles
+    out = jax.lax.platform_dependent(flat, weight.values, cpu=on_cpu, default=_whole)
     scaled = out * weight.scale[None].astype(out.dtype)
     return scaled.reshape(*x.shape[:-1], scaled.shape[-1]).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _by_digits(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) -> jax.Array:
+    """Each row of `x` as `unit * (d0 + d1 / 254 + d2 / 254**2)`, the digits int8.
+
+    Three digits are 23 bits of the row's largest value, as float32 has.
+    """
+    rest = x.astype(jnp.float32)
+    most = jnp.abs(rest).max(-1, keepdims=True)
+    unit = jnp.maximum(most, 1e-35) / 127  # still a normal number
+    rest = rest / unit
+    digits = []
+    for _ in range(_DIGITS):
+        digits.append(jnp.round(rest))
+        rest = (rest - digits[-1]) * 254
+    rows = jnp.concatenate(digits).astype(jnp.int8)
+    sums = jnp.einsum("oi,ri->or", values, rows, preferred_element_type=jnp.int32)
+    parts = sums.reshape(len(values), _DIGITS, len(x)).astype(jnp.float32)
+    places = jnp.float32(254) ** -jnp.arange(_DIGITS, dtype=jnp.float32)
+    return ((parts * places[None, :, None]).sum(1).T * unit).astype(x.dtype)
+
+
+@_by_digits.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    x, values = primals
+    return _by_digits(x, values), _by_tiles(tangents[0], values)
 
 
 @jax.checkpoint  # a gradient would keep every weight as floats until its way back

@@ -27,7 +27,7 @@ def test_each_row_is_rounded_to_the_nearest_of_its_own_steps():
 
 
 @pytest.mark.parametrize("d_out", [24, 256, 512, 650])  # below a tile, whole tiles, and a rest
-@pytest.mark.parametrize("rows", [(1, 1), (2, 5)])
+@pytest.mark.parametrize("rows", [(1, 1), (2, 5), (3, 30)])  # digits, digits, tiles
 def test_the_product_is_that_of_the_dequantised_matrix(d_out, rows, tolerance):
     values, scale = int8.quantize(random(d_out, 48))
     x = jnp.asarray(random(*rows, 48, seed=1))
@@ -36,6 +36,44 @@ def test_the_product_is_that_of_the_dequantised_matrix(d_out, rows, tolerance):
     expected = np.asarray(x) @ int8.dequantize(values, scale).T
     assert out.shape == (*rows, d_out)
     np.testing.assert_allclose(out, expected, atol=tolerance["float32"] * abs(expected).max())
+
+
+def test_rows_of_every_size_keep_float32_precision():
+    weight = random(300, 512)
+    weight[:, 0] *= 1e-6  # beside an outlier a thousand times as large as the rest of its row
+    values, scale = int8.quantize(weight)
+    x = random(7, 512, seed=1) * np.float32([1, 1e-30, 1e30, 0, 1, 1, 1e-38])[:, None]
+    x[4, 0] = 1e3
+    x[5, 3] = np.nan
+    out = np.asarray(
+        int8.product(jnp.asarray(x), Int8Weight(jnp.asarray(values), jnp.asarray(scale)))
+    )
+    expected = x.astype(np.float64) @ int8.dequantize(values, scale).T.astype(np.float64)
+    assert np.isnan(out[5]).all() and (out[3] == 0).all() and abs(out[6]).max() < 1e-35
+    for row in (0, 1, 2, 4):
+        bound = 2e-6 if row != 4 else 2e-4  # of the largest, in units of the row's largest value
+        assert abs(out[row] - expected[row]).max() <= bound * abs(expected[row]).max()
+
+
+@pytest.mark.parametrize("rows", [3, 90])
+def test_derivatives_are_those_of_the_dequantised_matrix(rows, tolerance):
+    values, scale = int8.quantize(random(300, 48))
+    x, change = jnp.asarray(random(rows, 48, seed=1)), jnp.asarray(random(rows, 48, seed=2))
+    weight = Int8Weight(jnp.asarray(values), jnp.asarray(scale))
+    matrix = jnp.asarray(int8.dequantize(values, scale))
+
+    def ours(x):
+        return jnp.tanh(int8.product(x, weight)).sum(0)
+
+    def plain(x):
+        return jnp.tanh(x @ matrix.T).sum(0)
+
+    for found, expected in (
+        (jax.jvp(ours, (x,), (change,))[1], jax.jvp(plain, (x,), (change,))[1]),
+        (jax.grad(lambda x: ours(x).sum())(x), jax.grad(lambda x: plain(x).sum())(x)),
+    ):
+        most = float(abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=10 * tolerance["float32"] * most)
 
 
 def test_a_gradient_keeps_no_float_copy_of_the_weight():
