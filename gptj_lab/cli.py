@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", required=True, choices=("huggingface", "mesh-transformer"),
         help="safetensors, or the original release's slim form; .bin and msgpack are only read",
     )  # fmt: skip
-    convert.add_argument("--dtype", help="float32, bfloat16 or float16 (as it is)")
+    convert.add_argument("--dtype", help="float32, bfloat16, float16 or int8 (as it is)")
     convert.add_argument("--shards", type=int, default=8, help="of mesh-transformer (8)")
     convert.add_argument(
         "--max-shard-bytes", type=int, default=5_000_000_000,

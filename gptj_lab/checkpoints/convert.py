@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gptj_lab.checkpoints import huggingface, mesh_transformer, npz_shards, weights
-from gptj_lab.checkpoints.filling import checked
+from gptj_lab.checkpoints import families, huggingface, mesh_transformer, npz_shards, weights
+from gptj_lab.checkpoints.filling import SCALE, checked, parameter_shapes, quantised
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
 from gptj_lab.config import ModelConfig
+from gptj_lab.model import int8
 from gptj_lab.tokenizer import Tokenizer
 
 FORMS = ("huggingface", "mesh-transformer")
@@ -38,7 +39,8 @@ def convert(
         source: a Hugging Face directory (safetensors, .bin, msgpack), or an original release.
         target: a folder that is not there yet, or empty.
         to: "huggingface" (safetensors), or "mesh-transformer" (the slim form).
-        dtype: "float32", "bfloat16" or "float16"; by default that of most of the weights.
+        dtype: "float32", "bfloat16" or "float16"; by default that of most of the weights. Or
+            "int8", for "huggingface" alone: the blocks' matrices, the rest stays as it is.
         shards: shard folders of "mesh-transformer".
         max_shard_bytes: of one file of "huggingface".
 
@@ -56,10 +58,17 @@ def convert(
         raise FileExistsError(f"{target} is there already: name a folder that is not, or empty it")
     config, tensors = _opened(source)
     tensors = checked(config, tensors, str(source))
-    dtype = dtype or _prevailing(tensors)
-    if dtype not in DTYPES:
-        raise ValueError(f"weights is {dtype!r}: one of {', '.join(DTYPES)} is needed")
-    entries = _entries(tensors, dtype)
+    plain = _prevailing(tensors)
+    if dtype is None:
+        is_int8 = any(tensor.dtype == np.int8 for tensor in tensors.values())
+        dtype = "int8" if is_int8 and to == "huggingface" else plain
+    allowed = (*DTYPES, "int8") if to == "huggingface" else tuple(DTYPES)
+    if dtype not in allowed:
+        raise ValueError(f"weights is {dtype!r}: one of {', '.join(allowed)} is needed for {to}")
+    forms = families.tensors(config, parameter_shapes(config))
+    if dtype != "int8":
+        tensors, plain = _dequantised(tensors, forms), dtype
+    entries = _entries(tensors, forms, plain, dtype == "int8")
     fields = mesh_transformer.to_fields(config, shards) if to == "mesh-transformer" else None
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}: at least 1 is needed")
@@ -69,7 +78,7 @@ def convert(
     try:
         _check_space(work, sum(entry.nbytes for entry in entries))
         if fields is None:
-            huggingface.write_entries(work, config, entries, dtype, max_shard_bytes)
+            huggingface.write_entries(work, config, entries, plain, max_shard_bytes)
         else:
             _write_release(work, config, tensors, dtype, shards)
             text = json.dumps(fields, indent=2) + "\n"
@@ -121,16 +130,69 @@ def _prevailing(tensors: Mapping[str, StoredTensor]) -> str:
     )
 
 
-def _entries(tensors: Mapping[str, StoredTensor], dtype: str) -> list[Entry]:
-    """What is to be written, under Hugging Face's full names."""
+def _dequantised(
+    tensors: Mapping[str, StoredTensor], forms: Mapping[str, families.Tensor]
+) -> dict[str, StoredTensor]:
+    """The same tensors, int8 ones as the float32 that they stand for."""
 
-    def entry(name: str, tensor: StoredTensor) -> Entry:
+    def whole(form: families.Tensor, tensor: StoredTensor, scales: StoredTensor) -> StoredTensor:
+        def read() -> np.ndarray:
+            scale = converted(scales.read(), "float32", form.name + SCALE, scales.where)
+            return tensor.read() * (scale if form.conv1d else scale[:, None])
+
+        return StoredTensor(tensor.shape, DTYPES["float32"], read, tensor.where)
+
+    return {
+        name: whole(forms[name], tensor, tensors[name + SCALE])
+        if tensor.dtype == np.int8
+        else tensor
+        for name, tensor in tensors.items()
+        if name in forms
+    }
+
+
+def _entries(
+    tensors: Mapping[str, StoredTensor],
+    forms: Mapping[str, families.Tensor],
+    plain: str,
+    to_int8: bool,
+) -> list[Entry]:
+    """What is to be written, under Hugging Face's full names: all `plain`, or matrices int8."""
+
+    def entry(name: str, tensor: StoredTensor, dtype: str) -> Entry:
         def make() -> np.ndarray:
             return converted(tensor.read(), dtype, name, tensor.where)
 
         return Entry(name, tensor.shape, DTYPES[dtype], make)
 
-    return [entry(name, tensor) for name, tensor in tensors.items()]
+    found: list[Entry] = []
+    for name, form in forms.items():
+        tensor = tensors[name]
+        if not (to_int8 and quantised(form.paths[0])):
+            found.append(entry(name, tensor, plain))
+        elif tensor.dtype == np.int8:
+            found.append(Entry(name, tensor.shape, tensor.dtype, tensor.read))
+            found.append(entry(name + SCALE, tensors[name + SCALE], "float32"))
+        else:
+            found += _quantised(form, tensor)
+    return found
+
+
+def _quantised(form: families.Tensor, tensor: StoredTensor) -> list[Entry]:
+    """A matrix as int8, and its scales."""
+
+    def made(which: int) -> np.ndarray:
+        parts = [
+            int8.quantize(converted(part, "float32", form.name, tensor.where))[which]
+            for _, part in form.split(tensor.read())
+        ]
+        return form.join(parts)
+
+    outputs = tensor.shape[-1 if form.conv1d else 0]
+    return [
+        Entry(form.name, tensor.shape, np.dtype(np.int8), lambda: made(0)),
+        Entry(form.name + SCALE, (outputs,), DTYPES["float32"], lambda: made(1)),
+    ]
 
 
 def _fingerprint(source: Path) -> list[tuple[str, int, int]]:

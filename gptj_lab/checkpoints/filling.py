@@ -81,13 +81,18 @@ def _held(
         view = int8.dequantize(view, scale)
     if dtype != "int8":
         return put(path, converted(view, dtype, name, where))
-    if path[0] != "blocks" or path[-1] != "weight":
+    if not quantised(path):
         return put(path, converted(view, activations_of_int8(), name, where))
     if scale is None:
         view, scale = int8.quantize(converted(view, "float32", name, where))
     values = aligned(view.shape, np.dtype(np.int8))
     values[...] = view
     return int8.Int8Weight(put(path, values), put((*path[:-1], "scale"), scale))
+
+
+def quantised(path: families.Path) -> bool:
+    """Whether a parameter is int8 in a network with int8 weights: the matrices of the blocks."""
+    return path[0] == "blocks" and path[-1] == "weight"
 
 
 def activations_of_int8() -> str:

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.model import narrow
+from gptj_lab.model.linear import product
 from gptj_lab.model.transformer import Transformer
 
 PIECE = 256  # tokens of a sequence whose logits exist at a time
@@ -65,7 +66,7 @@ def _narrow(network: Transformer, x: Array, targets: Array, weights: Array) -> A
 def _logits(norm: Any, embed: Any, head: Any, x: Array) -> Array:
     normal = norm(x)
     if head is None:
-        logits = jnp.einsum("bsd,vd->bsv", normal, embed[...].astype(normal.dtype))
+        logits = product(normal, embed[...])
     else:
         logits = head(normal)
     return logits.astype(jnp.float32)

@@ -9,6 +9,33 @@ from gptj_lab.model import int8, narrow
 from gptj_lab.names import DATA, MODEL
 
 
+def product(
+    x: Float[Array, "*batch d_in"], weight: Float[Array, "d_out d_in"]
+) -> Float[Array, "*batch d_out"]:
+    """`x @ weight.T` in the dtype of `x`."""
+    weight = weight.astype(x.dtype)
+    if x.dtype != jnp.bfloat16:
+        return _product(x, weight)
+    return jax.lax.platform_dependent(x, weight, cpu=_product_on_cpu, default=_product)
+
+
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.einsum("...i,oi->...o", x, weight)
+
+
+def _product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Of bfloat16: XLA:CPU has fast kernels for float32 results of two rows or more.
+
+    Measured beside `_product` with a [4096, 4096] matrix: 1 row 15 times as fast, 8 rows 19
+    times, 256 rows 3 times.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) == 1:
+        rows = jnp.pad(rows, ((0, 1), (0, 0)))
+    out = jnp.einsum("ri,oi->ro", rows, weight, preferred_element_type=jnp.float32)
+    return out[: x.size // x.shape[-1]].reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
 class Adapter(nnx.Param):
     """A weight of a LoRA adapter."""
 
@@ -82,7 +109,7 @@ class Linear(nnx.Module):
         elif narrow.wanted():
             out = narrow.product(x, weight)
         else:
-            out = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+            out = product(x, weight)
         for adapter in self.adapters.values():
             out = out + adapter(x)
         return self.add_bias(out)

@@ -16,7 +16,7 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.model import sites
 from gptj_lab.model.attention import Attention
 from gptj_lab.model.cache import BlockCache, Cache
-from gptj_lab.model.linear import Linear
+from gptj_lab.model.linear import Linear, product
 
 _ACTIVATION = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -241,7 +241,7 @@ class Transformer(nnx.Module):
         """Float32 logits of a residual stream."""
         normal = site("final_ln", self.final_ln(x))
         if self.head is None:
-            logits = normal @ self.embed[...].astype(normal.dtype).T
+            logits = product(normal, self.embed[...])
         else:
             logits = self.head(normal)
         return site("logits", logits.astype(jnp.float32))

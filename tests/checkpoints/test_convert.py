@@ -205,7 +205,8 @@ def test_files_that_are_there_stay(source, tmp_path):
     ("options", "words"),
     [
         ({"to": "bin"}, "to is 'bin': one of huggingface, mesh-transformer .*only read"),
-        ({"dtype": "int8"}, "weights is 'int8'"),
+        ({"dtype": "int4"}, "weights is 'int4'.*int8 is needed"),
+        ({"to": "mesh-transformer", "dtype": "int8"}, "weights is 'int8'"),
         ({"to": "mesh-transformer", "shards": 3}, "3 shards don't divide num_heads 4: 1, 2, 4"),
         ({"to": "mesh-transformer", "shards": 0}, "0 shards"),
         ({"max_shard_bytes": 0}, "max_shard_bytes is 0"),
@@ -215,6 +216,27 @@ def test_what_cannot_be_is_refused_before_anything_is_written(source, tmp_path, 
     with pytest.raises(ValueError, match=words):
         convert(source, tmp_path / "b", **({"to": "huggingface"} | options))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["gptj", "gpt2", "gpt_neox", "codegen"])
+def test_to_int8_and_back(family, torch_model, same, tmp_path):
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    torch_model(family).save_pretrained(a)
+    convert(a, b, "huggingface", dtype="int8")
+    config, quantised = huggingface.read(a, "int8")
+    huggingface.write(tmp_path / "written", config, quantised)
+    assert files(b)["model.safetensors"] == files(tmp_path / "written")["model.safetensors"]
+    convert(b, c, "huggingface")
+    assert files(c)["model.safetensors"] == files(b)["model.safetensors"], "int8 stays int8"
+    convert(b, d, "huggingface", dtype="float32")
+    assert same(huggingface.read(d)[1], huggingface.read(b, "float32")[1])
+
+
+def test_an_original_release_from_int8(source, same, tmp_path):
+    convert(source, tmp_path / "b", "huggingface", dtype="int8")
+    convert(tmp_path / "b", tmp_path / "c", "mesh-transformer", shards=2)
+    wide = huggingface.read(tmp_path / "b", "float32")[1]
+    assert same(mesh_transformer.read(tmp_path / "c")[1], wide)
 
 
 def test_incomplete_or_poisoned_weights_do_not_come_through(source, tmp_path):
