@@ -164,3 +164,16 @@ def quick_compiles(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def short_library(tmp_path_factory, monkeypatch):
+    """A few modules of the standard library, each cut short, for pocket's recipe: whole takes
+    minutes."""
+    from gptj_lab.finetuning import pocket
+
+    whole, folder = pocket._library(), tmp_path_factory.mktemp("library")
+    for name in (*pocket.HELD_OUT_MODULES, "argparse", "random"):
+        text = (whole / f"{name}.py").read_text("utf-8")
+        (folder / f"{name}.py").write_text(text[:4000])
+    monkeypatch.setattr(pocket, "_library", lambda: folder)

@@ -114,7 +114,7 @@ def test_prompt_from_standard_input(folder):
     assert run.stdout.startswith("the cat\n")
 
 
-def test_train_pocket_leaves_a_model_its_measures_and_its_curve(tmp_path, capsys):
+def test_train_pocket_leaves_a_model_its_measures_and_its_curve(short_library, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     texts = {"train": "once a king went over the hill to see the moon ", "val": "two foxes sang "}
     for name, text in texts.items():

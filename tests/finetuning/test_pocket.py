@@ -66,7 +66,9 @@ def test_a_finished_run_is_extended_from_before_the_rate_fell(texts, tmp_path):
     assert weights(straight / "model") == weights(extended / "model")
 
 
-def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(texts, tmp_path):
+def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(
+    short_library, texts, tmp_path
+):
     out = tmp_path / "out"
     pocket.train_pocket(texts, out, steps=3, say=str, **TINY)
     (tmp_path / "model").mkdir()
@@ -161,7 +163,7 @@ def test_a_run_starts_from_a_models_weights_and_tokenizer(texts, tmp_path):
         pocket.train_pocket(texts, tmp_path / "c", steps=1, start_from=base, say=str, **wide)
 
 
-def test_other_settings_and_bad_folders_are_refused(texts, tmp_path):
+def test_other_settings_and_bad_folders_are_refused(short_library, texts, tmp_path):
     pocket.train_pocket(texts, tmp_path / "out", steps=1, say=str, **TINY)
     with pytest.raises(ValueError, match="d_model is 32 but the state in .* with 16"):
         pocket.train_pocket(texts, tmp_path / "out", steps=1, **(TINY | {"d_model": 32}))
