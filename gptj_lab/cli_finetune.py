@@ -32,6 +32,7 @@ _OF_RUN: dict[str, tuple[Any, str]] = {
     "context": (int, "tokens a window (the model's, at most 512)"),
     "held-out": (float, "share of the text that is measured on only (0.05)"),
     "packing": (str, "documents or plain (documents)"),
+    "text-field": (str, "the field of a row that holds its text (text, and others that are known)"),
     "evaluate-every": (int, "steps (a tenth of all)"),
     "save-every": (int, "steps (as often as it evaluates)"),
     "keep": (int, "states that stay on the disk, beside the best (2)"),
@@ -73,7 +74,7 @@ def add(commands: Any) -> None:
     )
     finetune.add_argument(
         "--best", action="store_true", default=False,
-        help="save the model of the lowest held-out loss, not that of the last step",
+        help="save the model of the lowest held-out loss among the saved states, not the last",
     )  # fmt: skip
     finetune.add_argument("--strict", action="store_true", help="refuse bad lines of the data")
     finetune.add_argument("--mesh-data", type=int, default=None, help="devices along data")
@@ -90,13 +91,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.mesh_data is not None or chosen.mesh_model is not None:
         mesh = gptj_lab.mesh(data=chosen.mesh_data, model=chosen.mesh_model)
     method = _method(given)
-    optimiser = gptj_lab.Optimiser(
-        **{
-            {"optimiser": "name"}.get(name, name): given[name]
-            for name in map(_word, _OF_OPTIMISER)
-            if name in given
-        }
-    )
+    optimiser = _optimiser(given)
     settings = {name: given[name] for name in (*map(_word, _OF_RUN), "strict") if name in given}
     model = gptj_lab.load(chosen.model, weights=chosen.weights, mesh=mesh, revision=chosen.revision)
     trained = gptj_lab.finetune(
@@ -106,8 +101,9 @@ def run(chosen: argparse.Namespace) -> int:
     if trained.status != "finished":
         return 1 if trained.status == "failed" else 130
     result = chosen.out / "result"
-    trained.save(result, best=chosen.best)
-    _say(f"{_kind(chosen.method)} is in {result}")
+    step = trained.save(result, best=chosen.best)
+    of = f", that of step {step:,}" if chosen.best else ""
+    _say(f"{_kind(chosen.method)} is in {result}{of}")
     if chosen.method in ("lora", "soft-prompt"):
         model = "" if chosen.model == "pocket" else f" --model {shlex.quote(chosen.model)}"
         adapter = shlex.quote(str(result))
@@ -132,6 +128,16 @@ def _method(given: dict[str, Any]) -> Any:
     if "targets" in fields:
         fields["targets"] = tuple(fields["targets"].split(","))
     return kinds[name](**fields)
+
+
+def _optimiser(given: dict[str, Any]) -> Any:
+    from gptj_lab.finetuning.optimisers import NAMES, Optimiser, one_of
+
+    fields = {name: given[name] for name in map(_word, _OF_OPTIMISER) if name in given}
+    name = fields.pop("optimiser", NAMES[0])
+    if name not in NAMES:
+        raise ValueError(f"--optimiser is {name!r}: choose {one_of(NAMES)}")
+    return Optimiser(name=name, **fields)
 
 
 def _kind(method: str) -> str:

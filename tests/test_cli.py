@@ -197,7 +197,9 @@ def test_finetune_saves_the_best_model_where_asked(quick_compiles, folder, text,
     assert finetune(folder, words, tmp_path / "out", *more, "--best") == 0
     assert (export.load_adapter(model, result).logits(ids) == best.logits(ids)).all()
     assert (best.logits(ids) != run.model.logits(ids)).any()
-    assert "--best" in capsys.readouterr().out, "the end says that there is such a thing"
+    out = capsys.readouterr().out
+    assert "--best" in out, "the end says that there is such a thing"
+    assert f"is in {result}, that of step {step}\n" in out
     assert finetune(folder, text, tmp_path / "none", "--best") == 2
     assert "no state was measured: hold out some text" in capsys.readouterr().err
 
@@ -207,6 +209,7 @@ def test_finetune_saves_the_best_model_where_asked(quick_compiles, folder, text,
     [
         (["--method", "full"], "--rank belongs to --method lora, not to full"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--optimiser", "sgd"], "--optimiser is 'sgd': choose 'adamw', 'adafactor' or 'lion'"),
         (["--targets", "q,x"], "targets names 'x'"),
         (["--mesh-model", "64"], "model=64 doesn't divide the 8 cpu devices"),
     ],
@@ -217,6 +220,16 @@ def test_finetune_says_what_is_wrong_in_one_sentence(folder, text, tmp_path, cap
     assert message in err and err.count("\n") == 1 and "Traceback" not in err and out == ""
     assert cli.main(["finetune", "no/text.txt", "--out", str(tmp_path), "--model", folder]) == 2
     assert "no/text.txt is no file or folder" in capsys.readouterr().err
+
+
+def test_finetune_reads_the_field_that_is_named(quick_compiles, folder, text, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"title": "no", "body": "the cat sat on the mat"}) + "\n")
+    assert finetune(folder, rows, tmp_path / "out") == 2
+    assert "its fields are 'title', 'body'; needed is text, or" in capsys.readouterr().err
+    assert finetune(folder, rows, tmp_path / "out", "--text-field", "body") == 0
+    tokens = len(gptj_lab.load(folder).tokenizer.encode("the cat sat on the mat"))
+    assert f"{tokens} tokens: one window of 16 to train on" in capsys.readouterr().out
 
 
 def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, capsys, monkeypatch):

@@ -38,7 +38,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
-def card(name: str, kind: Kind, base: str | None, run: Any = None) -> str:
+def card(name: str, kind: Kind, base: str | None, run: Any = None, step: int | None = None) -> str:
     """The card of `name` ("owner/name") as markdown behind its YAML front matter.
 
     Neither the training text, nor paths, nor names of files are in it; prompts and samples are.
@@ -47,6 +47,7 @@ def card(name: str, kind: Kind, base: str | None, run: Any = None) -> str:
         kind: what lies in the repository: "lora" and "prompt" need their base model beside them.
         base: what the base model was loaded as; a path is not told.
         run: a gptj_lab.Run; without one there is no word of data, settings and losses.
+        step: of the run, that the weights are of; None is its last evaluation's.
     """
     from huggingface_hub import ModelCardData
 
@@ -60,7 +61,9 @@ def card(name: str, kind: Kind, base: str | None, run: Any = None) -> str:
     parts = [f"---\n{data.to_yaml()}\n---", f"# {_plain(name.rpartition('/')[2])}"]
     parts.append(_opening(kind, base, run))
     if run is not None:
-        parts += [*_losses(run), *_samples(run), *_data(run), *_settings(run.settings)]
+        last = run.evaluations[-1]["step"] if run.evaluations else 0
+        of = last if step is None else step
+        parts += [*_losses(run, of), *_samples(run, of), *_data(run), *_settings(run.settings)]
     parts += _loading(name, kind, base)
     return "\n\n".join(parts) + "\n"
 
@@ -87,30 +90,43 @@ def _opening(kind: Kind, base: str | None, run: Any) -> str:
     return f"{made}. Trained with gptj_lab, a JAX playground around GPT-J."
 
 
-def _losses(run: Any) -> list[str]:
-    measured = [r for r in run.evaluations if r["step"] and r.get("held_out_loss") is not None]
+def _losses(run: Any, step: int) -> list[str]:
     if not run.evaluations:
         return []
-    said = "Mean losses in nats a token."
-    if measured:
-        best = min(measured, key=lambda row: row["held_out_loss"])
-        said += f" On text that was held out {best['held_out_loss']:.3f} at step {best['step']:,}"
-        said += "." if run.base_loss is None else f", where the base has {run.base_loss:.3f}."
     rows = [
         f"| {row['step']:,} | {_number(row.get('held_out_loss'))} | {_number(row.get('loss'))} |"
         for row in _spread(run.evaluations)
     ]
     table = "\n".join(["| step | held out | training |", "|---:|---:|---:|", *rows])
+    said = f"Mean losses in nats a token. {_weights(run, step)}"
     return ["## How well it predicts", said, table]
 
 
-def _samples(run: Any) -> list[str]:
-    samples = run.evaluations[-1].get("samples") or [] if run.evaluations else []
-    if not samples:
+def _weights(run: Any, step: int) -> str:
+    """Of which step the weights are, and how well they predict beside the best and the base."""
+    said = f"The weights are those {f'after step {step:,}' if step else 'of the base: no step'}"
+    measured = [r for r in run.evaluations if r["step"] and r.get("held_out_loss") is not None]
+    if not step:
+        return f"{said} had a lower loss." if measured else f"{said} was taken."
+    if not measured:
+        return f"{said}."
+    best = min(measured, key=lambda row: row["held_out_loss"])
+    lowest = f"the lowest was {best['held_out_loss']:.3f}, after step {best['step']:,}"
+    base = "" if run.base_loss is None else f", where the base has {run.base_loss:.3f}"
+    here = next((row for row in measured if row["step"] == step), None)
+    if here is None:
+        return f"{said}. On text that was held out {lowest}{base}."
+    said += f": {here['held_out_loss']:.3f} on text that was held out{base}"
+    return f"{said}." if here is best else f"{said}; {lowest}."
+
+
+def _samples(run: Any, step: int) -> list[str]:
+    rows = [row for row in run.evaluations if row["step"] <= step and row.get("samples")]
+    if not rows:
         return []
-    step = f"After step {run.evaluations[-1]['step']:,}; the prompt, and below the line its text."
-    shown = [fenced(f"{row['prompt']}\n{'-' * 8}\n{row['text']}") for row in samples]
-    return ["## Samples", step, *shown]
+    said = f"After step {rows[-1]['step']:,}; the prompt, and below the line its text."
+    shown = [fenced(f"{each['prompt']}\n{'-' * 8}\n{each['text']}") for each in rows[-1]["samples"]]
+    return ["## Samples", said, *shown]
 
 
 def _data(run: Any) -> list[str]:

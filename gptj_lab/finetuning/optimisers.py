@@ -61,7 +61,7 @@ class Optimiser:
     def __post_init__(self) -> None:
         for field, known in (("name", NAMES), ("schedule", SCHEDULES)):
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}: choose {_or(known)}")
+                raise ValueError(f"{field} is {getattr(self, field)!r}: choose {one_of(known)}")
         for field, optional in (("learning_rate", True), ("clip", True), ("eps", False)):
             value: Any = getattr(self, field)
             if not (value is None and optional) and not (_number(value) and value > 0):
@@ -167,7 +167,8 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _or(known: tuple[str, ...]) -> str:
+def one_of(known: tuple[str, ...]) -> str:
+    """The names as a choice: "'a', 'b' or 'c'"."""
     return f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
 
 

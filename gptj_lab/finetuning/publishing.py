@@ -59,6 +59,7 @@ def push(
     run_or_directory: Any,
     repo_id: str,
     *,
+    best: bool = False,
     private: bool = True,
     dry_run: bool = False,
     token: str | None = None,
@@ -66,18 +67,20 @@ def push(
     """Uploads a run's adapter or model to the hub with a model card written from the run.
 
     Of the training text, the states and the folder's other files nothing goes there. The card has
-    the settings, the losses, what the doctor said of the text, and the last samples.
+    the settings, the losses, what the doctor said of the text, and the samples of that step.
 
     Args:
         run_or_directory: a gptj_lab.Run, or a folder that `Run.save` or `LanguageModel.save` wrote,
             whose own README.md is taken as the card if it has one.
         repo_id: "owner/name"; made if it isn't there.
+        best: of a run the model of the lowest held-out loss, not that of the last step.
         private: only you see it.
         dry_run: upload nothing, and say what would be.
         token: of the hub; by default the one that you have logged in with.
 
     Raises:
-        ValueError: the name is none, or the repository is public and `private` is set.
+        ValueError: the name is none, the repository is public and `private` is set, or there is no
+            best model.
         FileNotFoundError: the folder holds neither an adapter nor a model.
         OSError: the hub refuses or can't be reached; the sentence says what it answered.
     """
@@ -87,22 +90,32 @@ def push(
         raise ValueError(f"repo_id is {repo_id!r}: 'owner/name' is needed, as on huggingface.co")
     validate_repo_id(repo_id)
     if isinstance(run_or_directory, str | Path):
-        return _push(Path(run_or_directory), None, repo_id, private, dry_run, token)
+        folder = Path(run_or_directory)
+        if best:
+            raise ValueError(
+                f"best=True chooses a model of a run, and {folder} is a folder: save it there with "
+                "run.save(folder, best=True), or push the run"
+            )
+        contents = _contents(folder)
+        own = folder / "README.md"
+        if own.is_file():
+            card = own.read_text("utf-8")
+        else:
+            card = model_card.card(repo_id, *_kind(folder, contents))
+        return _push(folder, contents, card, repo_id, private, dry_run, token)
     with tempfile.TemporaryDirectory(prefix="gptj_lab-push-") as aside:
-        run_or_directory.save(aside)
-        return _push(Path(aside), run_or_directory, repo_id, private, dry_run, token)
+        run, folder = run_or_directory, Path(aside)
+        step = run.save(folder, best=best)
+        contents = _contents(folder)
+        kind, _ = _kind(folder, contents)
+        card = model_card.card(repo_id, kind, run.base.name, run, step)
+        return _push(folder, contents, card, repo_id, private, dry_run, token)
 
 
 def _push(
-    folder: Path, run: Any, repo_id: str, private: bool, dry_run: bool, token: str | None
-) -> Push:
-    contents = _contents(folder)
-    kind, base = _kind(folder, contents)
-    if run is not None:
-        base = run.base.name
-    own = folder / "README.md"
-    written = run is None and own.is_file()
-    card = own.read_text("utf-8") if written else model_card.card(repo_id, kind, base, run)
+    folder: Path, contents: dict[str, bytes | Path], card: str, repo_id: str, private: bool,
+    dry_run: bool, token: str | None,
+) -> Push:  # fmt: skip
     contents["README.md"] = card.encode()
     there = {path.relative_to(folder).parts[0] for path in folder.glob("*")}
     done = Push(

@@ -228,23 +228,26 @@ class Run:
             raise crash
         return self.status in ("stopped", "finished", "failed")
 
-    def save(self, directory: Path | str, *, best: bool = False) -> None:
-        """Writes what was trained: an adapter in PEFT's format, or a Hugging Face directory.
+    def save(self, directory: Path | str, *, best: bool = False) -> int:
+        """The step whose weights it writes, as an adapter in PEFT's format or a whole model.
 
         Args:
+            directory: becomes an adapter's, or a Hugging Face directory.
             best: of the lowest held-out loss (`best_state`), not of the last step.
 
         Raises:
             OSError: it can't be written; files that were there stay whole.
             ValueError: there is no best model.
         """
-        method, model = self._chosen.method, self.best() if best else self.model
+        method = self._chosen.method
+        step, model = self.best_state() if best else (self.step, self.model)
         if isinstance(method, LoRA):
             export.save_adapter(model, directory, method.name)
         elif isinstance(method, SoftPrompt):
             soft_prompts.save(model, directory)
         else:
             model.save(directory)
+        return step
 
     def push(self, repo_id: str, **settings: Any) -> publishing.Push:
         """Uploads what was trained to the hub with a model card: see finetuning.publishing.push."""
@@ -356,6 +359,7 @@ def finetune(
     remat: str | None = None,
     patience: int | None = None,
     strict: bool = False,
+    text_field: str | None = None,
     wait: bool = True,
     say: Callable[[str], object] = print,
 ) -> Run:
@@ -385,6 +389,7 @@ def finetune(
         remat: a name of finetuning.loss.REMAT, to spend time and save memory.
         patience: stop when so many evaluations bring no lower held-out loss.
         strict: refuse bad lines of the data instead of skipping and noting them.
+        text_field: the field of a row that holds its text, where it isn't one that is known.
         wait: train in the calling thread, tell `say` a line an evaluation and show a bar; Ctrl-C
             saves and stops. False trains in a thread and says nothing: read the Run.
 
@@ -406,7 +411,7 @@ def finetune(
     else:
         corpus = corpora.prepare(
             data, model.tokenizer, context=_room(context, model, method), held_out=held_out,
-            packing=packing, strict=strict,
+            packing=packing, strict=strict, text_field=text_field,
         )  # fmt: skip
     if patience is not None and not len(corpus.held_out):
         raise ValueError(
@@ -424,13 +429,18 @@ def finetune(
 def _room(context: int | None, model: LanguageModel, method: Method) -> int:
     """Predictions a window: those given if there is room for them, else a good number."""
     most = model.config.context - (method.length if isinstance(method, SoftPrompt) else 0)
+    if most < 1:
+        raise ValueError(
+            f"length is {model.config.context - most}, but the model's context is "
+            f"{model.config.context}: give fewer, so that there is room for text"
+        )
     if context is not None and context > most:
         left = f", {most} of which its soft prompt leaves" if most < model.config.context else ""
         raise ValueError(
             f"context is {context}, but the model's is {model.config.context}{left}: give at most "
             "that"
         )
-    return max(1, min(most, _CONTEXT)) if context is None else context
+    return min(most, _CONTEXT) if context is None else context
 
 
 def _fitting(corpus: Corpus, model: LanguageModel, context: int | None) -> Corpus:

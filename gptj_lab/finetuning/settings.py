@@ -126,10 +126,15 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
         old, new = before.get(name), now.get(name)
         if old == new or name in _FREE or (name == "held_out" and None in (old, new)):
             continue
-        if name in ("corpus", "base.fingerprint"):
-            what = "the text" if name == "corpus" else "the model"
+        if name == "corpus":
             raise ValueError(
-                f"{what} is another than the run in {out} was begun with: give the same, or "
+                f"the text is another than the run in {out} was begun with, or another version of "
+                "gptj_lab split it in another way: give the same text, or begin anew in another "
+                "folder; what the run has trained stays in that one"
+            )
+        if name == "base.fingerprint":
+            raise ValueError(
+                f"the model is another than the run in {out} was begun with: give the same, or "
                 "another folder"
             )
         raise ValueError(

@@ -308,6 +308,7 @@ class TuneBoard(anywidget.AnyWidget):
             return corpora.prepare(
                 source, tokenizer, context=context, held_out=settings["held_out"],
                 packing=settings["packing"], strict=settings.get("strict", False),
+                text_field=settings.get("text_field"),
             )  # fmt: skip
 
         self._preparation.begin(make)

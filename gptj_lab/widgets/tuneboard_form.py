@@ -18,7 +18,8 @@ _TITLES = {
     "lora": "LoRA: small matrices beside the model's", "full": "full: every weight",
     "last_blocks": "the last blocks", "soft_prompt": "soft prompt: vectors before the text",
 }  # fmt: skip
-OF_THE_DATA = ("context", "held_out", "packing", "strict")  # a Corpus has settled these
+# A Corpus has settled these.
+OF_THE_DATA = ("context", "held_out", "packing", "strict", "text_field")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,21 +32,27 @@ def run(tiny_model, tmp_path_factory):
     found = corpus.prepare([str(secret)], tiny_model.tokenizer, context=32, cache=folder / "cache")
     model = lora.adapted(tiny_model, lora.LoRA(rank=2))
     samples = [{"prompt": "the cat", "text": EVIL}, {"prompt": EVIL, "text": "\ud83d sat"}]
+    early = [{"prompt": "the cat", "text": "of step ten"}]
     settings = {
         "steps": 20, "batch": 4, "context": 32, "packing": "documents", "held_out": 0.05,
         "method": {"kind": "lora", "rank": 2, "targets": ["q", "v"], "name": EVIL},
         "optimiser": {"name": "adamw", "learning_rate": 1e-3},
         "out": str(folder), "data": str(secret), "prompts": ["the cat"], "token": SECRET,
     }  # fmt: skip
+
+    def save(directory, *, best=False):
+        export.save_adapter(model, directory)
+        return 10 if best else 20
+
     return SimpleNamespace(
         base=tiny_model, model=model, corpus=found, steps=20, settings=settings, base_loss=5.25,
         history=[], notes=[f"resumed from {folder}"],
         evaluations=[
             {"step": 0, "held_out_loss": 5.25, "loss": None, "samples": [], "best": True},
-            {"step": 10, "held_out_loss": 4.5, "loss": 4.75, "samples": [], "best": True},
+            {"step": 10, "held_out_loss": 4.5, "loss": 4.75, "samples": early, "best": True},
             {"step": 20, "held_out_loss": 4.625, "loss": 4.25, "samples": samples, "best": False},
         ],
-        save=lambda directory: export.save_adapter(model, directory),
+        save=save,
     )  # fmt: skip
 
 
@@ -148,7 +154,10 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
         "pipeline_tag": "text-generation",
         "tags": ["gptj_lab", "lora"],
     }
-    assert "4.500 at step 10, where the base has 5.250." in text
+    assert (
+        "The weights are those after step 20: 4.625 on text that was held out, where the base has "
+        "5.250; the lowest was 4.500, after step 10." in text
+    )
     assert "| 0 | 5.250 |  |" in text and "| 20 | 4.625 | 4.250 |" in text
     assert "| optimiser.learning\\_rate | `0.001` |" in text
     assert re.search(r"to train on, \d+ of them seen", text)  # the doctor
@@ -164,6 +173,20 @@ def test_the_card_tells_the_run_and_cannot_be_broken(run):
     assert re.findall("<h2>(.*?)</h2>", page) == [
         "How well it predicts", "Samples", "Data", "Settings", "How to load it",
     ]  # fmt: skip
+
+
+def test_the_card_is_of_the_step_that_goes_to_the_hub(run, tmp_path):
+    best = push(run, "me/cats", best=True, dry_run=True).card
+    assert "those after step 10: 4.500 on text that was held out, where the base has 5.250." in best
+    assert "lowest" not in best and "of step ten" in best and "After step 10; the prompt" in best
+    last = push(run, "me/cats", dry_run=True).card
+    assert "of step ten" not in last and "After step 20; the prompt" in last
+    between = model_card.card("me/cats", "lora", None, run, 13)
+    assert "those after step 13. On text that was held out the lowest was 4.500, after" in between
+    assert "those of the base: no step" in model_card.card("me/cats", "lora", None, run, 0)
+    export.save_adapter(run.model, tmp_path)
+    with pytest.raises(ValueError, match=r"best=True .* run.save\(folder, best=True\)"):
+        push(tmp_path, "me/cats", best=True, dry_run=True)
 
 
 def test_a_path_as_base_is_not_told(run, tmp_path):
@@ -231,7 +254,7 @@ def test_a_run_pushes_itself(tiny_model, quick_compiles, monkeypatch, tmp_path):
     )  # fmt: skip
     would = run.push("me/cats", dry_run=True)
     assert set(would.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert f"where the base has {run.base_loss:.3f}." in would.card
+    assert f"where the base has {run.base_loss:.3f}" in would.card
     assert f"| 2 | {run.evaluations[-1]['held_out_loss']:.3f} | " in would.card
     for row in ("| method.kind | `LoRA` |", "| optimiser.name | `adamw` |", "| steps | `2` |"):
         assert row in would.card

@@ -257,7 +257,12 @@ def test_the_best_model_is_that_of_the_lowest_held_out_loss(tune, model, tmp_pat
     ids = [[1, 2, 3]]
     then = tune(optimiser=optimiser, steps=step, evaluate_every=2).model.logits(ids)
     np.testing.assert_array_equal(best.logits(ids), then)
-    run.save(tmp_path / "best", best=True)
+    assert run.save(tmp_path / "best", best=True) == step
+    assert (
+        f"The weights are those after step {step}: "
+        in run.push("me/cats", best=True, dry_run=True).card
+    )
+    assert run.save(tmp_path / "last") == run.step
     from gptj_lab.finetuning import soft_prompts
 
     found = soft_prompts.load_trained(model, tmp_path / "best")
@@ -279,7 +284,7 @@ def test_where_nothing_was_better_the_best_model_is_the_base(tune, model, tmp_pa
         tune(steps=2, held_out=0.0, out=out and tmp_path / "none").best()
 
 
-def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path):
+def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path, monkeypatch):
     out = tmp_path / "out"
     tune(steps=1, out=out)
     other = LanguageModel(
@@ -299,11 +304,14 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path)
             dict(optimiser=dataclasses.replace(STEADY, weight_decay=0.5)),
             "optimiser.weight_decay is 0.5",
         ),
-        (dict(data=TEXT[:-1]), "the text is another"),
+        (dict(data=TEXT[:-1]), "the text is another .* or another version .* begin anew in"),
         (dict(model=other), "the model is another"),
     ):
         with pytest.raises(ValueError, match=sentence):
             tune(**(dict(steps=1, out=out) | changed))
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="version of gptj_lab"):
+        patched.setattr(corpus.splitting, "VERSION", 0)
+        tune(steps=1, out=out)
     assert tune(steps=1, out=out, evaluate_every=1, keep=1).status == "finished"
     (out / "run.json").write_text("{")
     with pytest.raises(ValueError, match="run.json is no json"):
@@ -321,6 +329,8 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path)
         (dict(out=__file__), "out is .*test_run.py, but .*test_run.py is a file: name a folder"),
         (dict(out=f"{__file__}/run"), "is a file: name a folder"),
         (dict(context=100), "context is 100, .* 64"),
+        (dict(method=gptj_lab.SoftPrompt(length=64)), "length is 64, .* context is 64: give fewer"),
+        (dict(text_field="body"), "its body is a NoneType, a text is needed"),
         (dict(data=[{"text": ""}]), "no text|no window|holds no"),
     ],
 )

@@ -168,6 +168,12 @@ def test_a_path_that_leads_nowhere_is_a_sentence_and_the_board_lives_on(tiny_mod
     assert source_of(str(tmp_path)) == tmp_path
 
 
+def test_the_field_that_holds_the_text_is_named(tiny_model):
+    board = TuneBoard(tiny_model, [{"body": "the cat sat"}], text_field="body", **SMALL)
+    assert board.wait_for_data().doctor().documents == 1
+    assert "text_field='body'" in board.code()
+
+
 def test_the_curves_are_the_history(finished):
     run = finished.board.run
     state, (curves, evaluations) = finished.one("poll")
