@@ -335,8 +335,10 @@ def test_the_compiler_drops_what_a_method_does_not_need(method, products):
         .lower(trained, frozen, batch_of())
         .compile()
     )
-    said = methods.estimate(model, method, batch=ROWS, context=SEQ).flops_per_token * ROWS * SEQ
-    assert compiled.cost_analysis()["flops"] == pytest.approx(said, rel=0.12)
+    said = methods.estimate(model, method, batch=ROWS, context=SEQ).flops_per_token
+    if products == "float32":  # the backward pass makes the pieces' logits again
+        said += 2 * model.config.vocab_size * model.config.d_model
+    assert compiled.cost_analysis()["flops"] == pytest.approx(said * ROWS * SEQ, rel=0.06)
 
 
 def test_the_estimate_on_a_mesh_is_of_one_device(tiny_model, tmp_path):
