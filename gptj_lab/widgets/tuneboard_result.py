@@ -33,6 +33,7 @@ class Result:
         self._tuned = run.model
         self.step = self._seen = run.step
         self.model = self._tuned.twin()
+        self.model.name = ", ".join(filter(None, (self.base.name, "tuned")))
         self._scale, self._best = 1.0, False
 
     @property

@@ -11,6 +11,7 @@ PICTURE = ROOT / "docs" / "tuneboard.png"
 NAUGHTY = '<img src=x onerror="window.pwned=1">'
 CELL = f"""import dataclasses, random
 import gptj_lab, jax
+import numpy as np
 from gptj_lab.model.transformer import Transformer
 pocket = gptj_lab.load()
 config = dataclasses.replace(pocket.config, num_layers=1)
@@ -139,6 +140,42 @@ def test_base_and_tuned_open_side_by_side_with_one_click(page):
     board.locator(".gptj-column > p", has_text="the best").wait_for()
     if folder := os.environ.get("GPTJ_LAB_SHOTS"):
         board.screenshot(path=f"{folder}/tuneboard_best.png")
+
+
+KL = """(lambda ids, one, two: float((np.exp(one) * (one - two)).sum(-1).mean()))(
+    *(lambda ids: (ids, *(
+        np.asarray(jax.nn.log_softmax(each.logits(ids)[0])) for each in (model, board.result.model)
+    )))([board._opened['explorer']._session.a.ids.tolist()])
+)"""
+
+
+def test_base_and_tuned_open_in_the_explorer_with_one_click(page, python):
+    """What it tells of the two is what their logits say, also when what was learnt is weighed."""
+    board = view(page)
+    board.get_by_label("the best model, not the last").uncheck()
+    board.locator(".gptj-column > p", has_text=re.compile("tuned, [\\d,]+ steps$")).wait_for()
+    board.get_by_label("Prompt for both models").fill(f"Pip said {NAUGHTY}")
+    board.get_by_role("button", name="Explorer: base and tuned").click()
+    explorer = board.locator(".gt-stage .gptj-explorer")
+    explorer.locator(".gx-lens-cell").first.wait_for()
+    assert board.locator(".gptj-playground").count() == 0, "one view at a time"
+    explorer.locator(".gx-tab", has_text="Compare").click()
+    explorer.get_by_text("B is the model tiny, tuned, on the same prompt.").wait_for()
+    told = explorer.locator(".gx-panel .gx-sentence", has_text=re.compile("predictions differ"))
+    explorer.locator(".gx-three figure").nth(2).wait_for()
+
+    def differ():
+        return float(re.search(r"predictions differ by ([\d.]+) nats", told.inner_text())[1])
+
+    trained = differ()
+    assert trained > 0.05 and trained == pytest.approx(python(page, KL), abs=0.01)
+    if folder := os.environ.get("GPTJ_LAB_SHOTS"):
+        board.screenshot(path=f"{folder}/tuneboard_explorer.png")
+        explorer.locator(".gx-panel").screenshot(path=f"{folder}/tuneboard_compare.png")
+    board.get_by_role("button", name="Off", exact=True).click()
+    told.and_(explorer.get_by_text("predictions differ by 0.000 nats")).wait_for()
+    assert explorer.locator("img, script").count() == 0
+    assert page.evaluate("window.pwned") is None
 
 
 @pytest.mark.skipif(not os.environ.get("GPTJ_LAB_PICTURE"), reason="`make picture` asks for them")
