@@ -6,7 +6,7 @@ import atexit
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus as corpora
 from gptj_lab.finetuning import export, methods, publishing, settings, soft_prompts
 from gptj_lab.finetuning.control import ACTIVE, Control, Status, interrupts
-from gptj_lab.finetuning.corpus import Corpus
+from gptj_lab.finetuning.corpus import Corpus, HubDataset
 from gptj_lab.finetuning.loop import Loop, like
 from gptj_lab.finetuning.lora import LoRA
 from gptj_lab.finetuning.methods import Method, SoftPrompt
@@ -32,6 +32,13 @@ _TOO_LARGE = (
     "the device's memory doesn't suffice for a step: take a smaller batch or context, "
     "remat='nothing kept', accumulate, or LoRA on weights='int8'"
 )
+_NEEDED = {
+    "model": "gptj_lab.load(...) gives one",
+    "method": "gptj_lab.LoRA(), Full(), LastBlocks() or SoftPrompt() is needed",
+    "optimiser": "gptj_lab.Optimiser(name=...) is needed",
+    "prompts": "a text or a list of texts is needed",
+    "held_out": "a share, or sources of text, is needed",
+}
 _CONTEXT = 512  # predictions a window at most, where none are given
 
 
@@ -399,6 +406,13 @@ def finetune(
         FileNotFoundError: a path of `data` leads nowhere.
         BlockingIOError: another process trains in `out`.
     """
+    for name, value, kind in (
+        ("model", model, LanguageModel), ("method", method, Method),
+        ("optimiser", optimiser, Optimiser), ("prompts", prompts, Iterable),
+        ("held_out", held_out, int | float | str | Path | HubDataset | Iterable),
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}: {_NEEDED[name]}")
     share = float(held_out) if isinstance(held_out, int | float) else None
     chosen = Settings.of(
         method=method, optimiser=methods.tuned(optimiser, model, method), steps=steps, batch=batch,
@@ -434,6 +448,8 @@ def _room(context: int | None, model: LanguageModel, method: Method) -> int:
             f"length is {model.config.context - most}, but the model's context is "
             f"{model.config.context}: give fewer, so that there is room for text"
         )
+    if context is not None:
+        settings.whole("context", context, 1)
     if context is not None and context > most:
         left = f", {most} of which its soft prompt leaves" if most < model.config.context else ""
         raise ValueError(

@@ -56,10 +56,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "evaluate_every", "save_every", "keep", "sample_tokens"):
-            _whole(name, getattr(self, name), 1)
-        _whole("seed", self.seed, 0)
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}: a number below 2**63 is needed")
         if self.patience is not None:
-            _whole("patience", self.patience, 1)
+            whole("patience", self.patience, 1)
         if self.batch % self.optimiser.accumulate:
             raise ValueError(
                 f"batch is {self.batch}, which accumulate {self.optimiser.accumulate} doesn't "
@@ -75,7 +77,7 @@ class Settings:
     @classmethod
     def of(cls, *, steps: int, prompts: Any, out: Path | str | None, **others: Any) -> Settings:
         """The settings, with what was left open: how often to evaluate and to save."""
-        _whole("steps", steps, 1)
+        whole("steps", steps, 1)
         every = others.pop("evaluate_every")
         every = max(1, round(steps / _EVALUATIONS)) if every is None else every
         saving = others.pop("save_every")
@@ -166,7 +168,8 @@ def _by_weight(name: str) -> tuple[bool, bool, str]:
     return name == "corpus", name not in ("method.kind", "optimiser.name"), name
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def whole(name: str, value: Any, least: int) -> None:
+    """Nothing, if a setting is a whole number of at least `least`; else a ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
         raise ValueError(f"{name} is {shown}: a whole number of at least {least} is needed")

@@ -322,6 +322,8 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path,
     ("settings", "sentence"),
     [
         (dict(steps=0), "steps is 0: a whole number of at least 1"),
+        (dict(seed=2**63), "seed is 9223372036854775808: .* below 2\\*\\*63"),
+        (dict(context="16"), "context is '16': a whole number of at least 1"),
         (dict(batch=3, optimiser=gptj_lab.Optimiser(accumulate=2)), "accumulate 2 doesn't divide"),
         (dict(dtype="int8"), "dtype is 'int8'"),
         (dict(remat="all"), "remat is 'all'"),
@@ -336,6 +338,22 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path,
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(tune, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
+        tune(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(model="pocket"), r"model is 'pocket': gptj_lab.load\(\.\.\.\) gives one"),
+        (dict(method="lora"), r"method is 'lora': gptj_lab.LoRA\(\), Full\(\), "),
+        (dict(method=gptj_lab.LoRA), r"method is <class .*LoRA'>: gptj_lab.LoRA\(\), Full"),
+        (dict(optimiser="lion"), r"optimiser is 'lion': gptj_lab.Optimiser\(name=\.\.\.\)"),
+        (dict(prompts=None), "prompts is None: a text or a list of texts"),
+        (dict(held_out=None), "held_out is None: a share, or sources of text, is"),
+    ],
+)
+def test_what_is_of_another_kind_is_named_with_what_is_needed(tune, settings, sentence):
+    with pytest.raises(TypeError, match=sentence):
         tune(**settings)
 
 
