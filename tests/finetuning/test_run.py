@@ -17,6 +17,7 @@ from flax import nnx
 import gptj_lab
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus, lora, recording
+from gptj_lab.finetuning.pace import Pace
 from gptj_lab.finetuning.packing import Batch
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel, load
@@ -357,8 +358,14 @@ def test_what_is_of_another_kind_is_named_with_what_is_needed(tune, settings, se
         tune(**settings)
 
 
-def test_a_text_shorter_than_a_window_trains_and_nothing_is_held_out(tune, tmp_path):
+def test_a_text_shorter_than_a_window_trains_and_nothing_is_held_out(
+    tune, model, monkeypatch, tmp_path
+):
+    step, counted = Pace.step, []
+    monkeypatch.setattr(Pace, "step", lambda self, n: (counted.append(n), step(self, n)))
     run = tune("the cat sat", steps=6)
+    tokens = len(model.tokenizer.encode("the cat sat")) + 1
+    assert counted == [2 * tokens] * 6, "padding is no speed"
     assert run.status == "finished" and run.base_loss is None
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     assert [row["held_out_loss"] for row in run.evaluations] == [None, None, None]
