@@ -16,7 +16,7 @@ from flax import nnx
 
 import gptj_lab
 from gptj_lab.checkpoints.training_state import TrainingStates
-from gptj_lab.finetuning import corpus, lora, recording
+from gptj_lab.finetuning import corpus, lora, measuring, recording, trainer
 from gptj_lab.finetuning.pace import Pace
 from gptj_lab.finetuning.packing import Batch
 from gptj_lab.finetuning.trainer import Trainer
@@ -218,6 +218,43 @@ def test_an_absurd_learning_rate_leaves_weights_that_work(tune, model, tmp_path,
     )  # fmt: skip
     assert run.status == "failed" and "Lower the learning rate" in run.error
     assert np.isfinite(np.asarray(run.model.logits([[1, 2, 3]]))).all()
+
+
+def test_a_step_is_computed_as_the_run_was_told(tune, monkeypatch):
+    asked, real = {}, trainer.loss_and_gradients
+
+    def watched(*given, **settings):
+        asked.update(settings)
+        return real(*given, **settings)
+
+    monkeypatch.setattr(trainer, "loss_and_gradients", watched)
+    parts = dataclasses.replace(STEADY, accumulate=2)
+    tune(steps=1, batch=4, dtype="bfloat16", remat="nothing kept", optimiser=parts)
+    assert (asked["accumulate"], asked["remat"]) == (2, "nothing kept")
+    assert (asked["dtype"], asked["products"]) == ("bfloat16", "float32")
+
+
+def test_the_text_is_read_as_the_run_was_told(tune, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in TEXT) + "no json\n")
+    with pytest.raises(ValueError, match="rows.jsonl line 41 'no json'"):
+        tune([rows], strict=True)
+    run = tune([rows], steps=1, packing="plain")
+    assert run.corpus.train.packing == run.settings["packing"] == "plain"
+    assert any("1 x a line left out, not JSON: rows.jsonl line 41" in line for line in tune.said)
+
+
+def test_of_a_long_held_out_text_windows_all_over_it_are_measured(tune, monkeypatch):
+    run = tune(steps=1)
+    there = len(run.corpus.held_out)
+    monkeypatch.setattr(measuring, "HELD_OUT_TOKENS", 16 * 5)
+    some = measuring.Measuring(run._loop.trainer, run.corpus, run._chosen)
+    assert some.sentence() == f"Each evaluation reads 5 of {there} held-out windows."
+    assert some.windows[0] == 0 and some.windows[-1] == there - 1 and there > 8
+    assert set(np.diff(some.windows)) <= {(there - 1) // 4, (there - 1) // 4 + 1}
+    windows = (run.corpus.held_out.batch(some.windows[i : i + 2]) for i in (0, 2, 4))
+    assert some.loss() == pytest.approx(run._loop.trainer.loss(windows), rel=1e-6)
+    assert some.loss() != run._loop.measuring.loss()
 
 
 def test_a_loss_that_grows_is_noted(tune):
