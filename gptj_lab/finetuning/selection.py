@@ -101,6 +101,13 @@ def trained_model(
 def extended(model: LanguageModel, method: Method, seed: int = 0) -> LanguageModel:
     """The model with the method's new weights, if it brings any; the others are shared."""
     if isinstance(method, LoRA):
+        for path, linear in lora.matrices(model.network):
+            shape = linear.weight.get_value().shape
+            if path[-1] in method.targets and method.rank > min(shape):
+                raise ValueError(
+                    f"rank is {method.rank}, but {path[-1]} of {shape[0]} x {shape[1]} has "
+                    f"{min(shape)} itself: give at most that"
+                )
         return lora.adapted(model, method, seed)
     if isinstance(method, SoftPrompt):
         return soft_prompts.prompted(model, method, seed)

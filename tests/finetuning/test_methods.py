@@ -380,6 +380,8 @@ def test_methods_that_do_not_suit_are_sentences(tiny_model, tmp_path):
         methods.prepared(tiny_model, LastBlocks(count=3))
     with pytest.raises(ValueError, match=r"adapter default, which Full would leave.*lora\.merged"):
         methods.prepared(lora.adapted(tiny_model, LoRA()), Full())
+    with pytest.raises(ValueError, match="rank is 33, but q of 32 x 32 has 32 itself: give at"):
+        methods.prepared(tiny_model, LoRA(rank=33))
     with pytest.raises(ValueError, match="length is 64, which leaves no room"):
         methods.prepared(tiny_model, SoftPrompt(length=64))
     with pytest.raises(ValueError, match=r"accumulate is 3.*of 4 rows: choose 1, 2, 4"):
