@@ -162,6 +162,10 @@ def test_adapters_of_peft_are_read(torch_model, tmp_path, tiny_tokenizer, tolera
         theirs,
         peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "fc_in"]),
     )
+    scales = {m.scaling["default"] for m in made.modules() if hasattr(m, "lora_A")}
+    chosen = LoRA(rank=4, alpha=6, rslora=True, targets=("q",))
+    new = lora.adapted(load(tmp_path / "base"), chosen).network.blocks[0].attn.q
+    assert scales == {chosen.strength} == {float(new.adapters["default"].strength[...])}
     torch.manual_seed(0)
     for name, value in made.named_parameters():
         if "lora_B" in name:
