@@ -37,7 +37,7 @@ def as_jsonl(texts):
 def write(path, format_name):
     if format_name == "txt":
         path.write_text("<|endoftext|>".join(TEXTS), "utf-8")
-    elif format_name == "jsonl":
+    elif format_name in ("jsonl", "ndjson"):
         path.write_bytes(as_jsonl(TEXTS))
     elif format_name == "jsonl.gz":
         path.write_bytes(gzip.compress(as_jsonl(TEXTS)))
@@ -45,9 +45,10 @@ def write(path, format_name):
         zstandard = pytest.importorskip("zstandard")
         pack = zstandard.ZstdCompressor().compress
         path.write_bytes(pack(as_jsonl(TEXTS[:1])) + pack(as_jsonl(TEXTS[1:])))
-    elif format_name == "csv":
+    elif format_name in ("csv", "tsv"):
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["id", "text"], *enumerate(TEXTS)])
+            table = csv.writer(file, delimiter="\t" if format_name == "tsv" else ",")
+            table.writerows([["id", "text"], *enumerate(TEXTS)])
     elif format_name == "parquet":
         arrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
@@ -55,7 +56,9 @@ def write(path, format_name):
         parquet.write_table(table, path, row_group_size=2)
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["txt", "jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "csv", "tsv", "parquet"]
+)
 def test_each_format_gives_its_texts(tmp_path, kind):
     path = tmp_path / f"some.{kind}"
     write(path, kind)
