@@ -49,6 +49,7 @@ class Loop:
         self.pace = Pace()
         self.steps = settings.steps
         self.taken = self.step = 0
+        self._back_at: int | None = None  # of weights that were put back, their step
         self.notes: list[str] = []
         self.error: str | None = None
         self._ahead: tuple[Any, int, Any] | None = None  # a step not read yet, its tokens and place
@@ -71,7 +72,7 @@ class Loop:
     def run(self, teller: Quiet, states: TrainingStates | None) -> Status:
         """Trains to the end; what it came to."""
         self._teller, self._states = teller, states
-        self.error = None
+        self.error = self._back_at = None
         self.pace.rest()
         status = self._steps()
         self._drain()
@@ -261,6 +262,11 @@ class Loop:
         self._saved = self.taken
         return True
 
+    @property
+    def weights_step(self) -> int:
+        """After which step the weights are: `step`, or before it where they were put back."""
+        return self.step if self._back_at is None else self._back_at
+
     def save_to(self, states: TrainingStates) -> None:
         """Saves the state of a run that has ended; raises OSError where that fails."""
         self._states, self._teller = states, Quiet()
@@ -274,7 +280,7 @@ class Loop:
             at = self.step
             self._save()
         else:
-            at = self._go_back()
+            at = self._back_at = self._go_back()
         if at is None:
             self.error = (
                 f"{began}, and so it was before anything was trained: the model's weights, or the "

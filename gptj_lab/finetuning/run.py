@@ -247,7 +247,7 @@ class Run:
             ValueError: there is no best model.
         """
         method = self._chosen.method
-        step, model = self.best_state() if best else (self.step, self.model)
+        step, model = self.best_state() if best else (self._loop.weights_step, self.model)
         if isinstance(method, LoRA):
             export.save_adapter(model, directory, method.name)
         elif isinstance(method, SoftPrompt):
