@@ -136,7 +136,8 @@ class Explorer(anywidget.AnyWidget):
                 "freeze"}, {"kind": "mlp", "layer", "how"}, {"kind": "edge", "layer", "head",
                 "query", "key"}, {"kind": "patch", "site", "layer", "position"} and {"kind":
                 "patch_head", "layer", "head"} (B's value), {"kind": "steer", "layer", "scale"};
-                head, mlp, patch_head and steer may have "positions".
+                head, mlp, patch_head and steer may have "positions", and patch a "source",
+                [layer, position], if B's value comes from another place than it is put in.
 
         Raises:
             ValueError: an edit that can't be made; nothing changes.

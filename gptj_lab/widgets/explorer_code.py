@@ -81,7 +81,8 @@ def _edits(session: Session) -> list[str]:
     for edit in session.edits:
         layer = edit["layer"]
         if edit["kind"].startswith("patch"):
-            wanted_b.add(f"blocks.{layer}.{edit.get('site', 'attn.z')}")
+            source = edit.get("source", [layer])[0]
+            wanted_b.add(f"blocks.{source}.{edit.get('site', 'attn.z')}")
         elif edit.get("how") == "freeze":
             wanted.add(f"blocks.{layer}.attn.pattern")
         elif edit.get("how") == "mean":
@@ -116,7 +117,8 @@ def _call(edit: Edit) -> str:
             return f"cut_edge({layer}, {head}, {edit['query']}, {edit['key']})"
         case "patch":
             site, at = edit["site"], edit["position"]
-            value = f'from_b["blocks.{layer}.{site}"][{at}]'
+            source, row = edit.get("source", (layer, at))
+            value = f'from_b["blocks.{source}.{site}"][{row}]'
             return f'patch("{site}", {layer}, {at}, {value})'
         case "patch_head":
             rows = f"[{where}]" if where else ""

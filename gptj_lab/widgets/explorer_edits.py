@@ -72,6 +72,8 @@ def _checked(raw: Any, config: ModelConfig, tokens: int) -> Edit:
             f"key {edit['key']} comes after query {edit['query']}: a token reads itself and those "
             "before it"
         )
+    if kind == "patch" and raw.get("source") is not None:
+        edit["source"] = _source(raw["source"], config.num_layers, tokens)
     if kind == "steer":
         edit["scale"] = _number("scale", raw.get("scale", 1.0))
     if kind in ("head", "mlp", "steer", "patch_head") and raw.get("positions") is not None:
@@ -90,6 +92,13 @@ def index(name: str, value: Any, count: int) -> int:
     if not whole or not 0 <= value < count:
         raise ValueError(f"{name} is {value!r}: a whole number from 0 to {count - 1} is needed")
     return int(value)
+
+
+def _source(value: Any, layers: int, tokens: int) -> list[int]:
+    """The layer and position of B that a patch takes its value from."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"source is {value!r}: [layer, position] is needed")
+    return [index("source's layer", value[0], layers), index("source's position", value[1], tokens)]
 
 
 def _number(name: str, value: Any) -> float:
@@ -111,6 +120,7 @@ def _place(edit: Edit) -> tuple:
 def fits(edit: Edit, tokens: int) -> bool:
     """Whether an edit of an earlier text makes sense in one of so many tokens."""
     named = [edit[name] for name in ("query", "key", "position") if name in edit]
+    named += edit.get("source", [])[1:]
     return all(position < tokens for position in [*named, *edit.get("positions", [])])
 
 
@@ -126,7 +136,8 @@ def label(edit: Edit) -> str:
         case "edge":
             return f"L{layer}H{head}: {edit['query']} no longer reads {edit['key']}"
         case "patch":
-            return f"{edit['site']} {layer} at {edit['position']} from B"
+            from_ = "'s layer {} at {}".format(*edit["source"]) if "source" in edit else ""
+            return f"{edit['site']} {layer} at {edit['position']} from B{from_}"
         case "patch_head":
             return f"L{layer}H{head} from B{where}"
     return f"steered after block {layer}, {edit['scale']:g} times{where}"
@@ -166,7 +177,8 @@ def interventions(
                     raise ValueError("there is no direction to steer along: pass Explorer steer=")
                 made = made.steer("resid_post", layer, vector, edit["scale"], where)
             case "patch":
-                value = _of(other, clean, layer, edit["site"])[edit["position"]]
+                source, position = edit.get("source", (layer, edit["position"]))
+                value = _of(other, clean, source, edit["site"])[position]
                 made = made.patch(edit["site"], layer, edit["position"], value)
             case "patch_head":
                 value = _of(other, clean, layer, "attn.z")[:, edit["head"]]

@@ -196,6 +196,7 @@ def follow(buffers):
         dict(kind="mlp", layer=1, how="mean"),
         dict(kind="edge", layer=1, head=2, query=6, key=1),
         dict(kind="patch", site="resid_pre", layer=1, position=1),
+        dict(kind="patch", site="attn_out", layer=0, position=5, source=[1, 2]),
         dict(kind="patch_head", layer=0, head=2),
         dict(kind="steer", layer=0, scale=2.5),
     ],
@@ -254,6 +255,9 @@ def test_nothing_changed_is_the_plain_pass_bit_for_bit(front):
         (dict(kind="edge", layer=0, head=0, query=99, key=2), "query is 99"),
         (dict(kind="patch", site="logits", layer=0, position=0), "site is 'logits'"),
         (dict(kind="patch", layer=0, position=0), "takes its value from B"),
+        (dict(kind="patch", layer=0, position=0, source=[9, 0]), "source's layer is 9"),
+        (dict(kind="patch", layer=0, position=0, source=[0, 99]), "source's position is 99"),
+        (dict(kind="patch", layer=0, position=0, source=3), "source is 3: [layer, position]"),
         (dict(kind="steer", layer=0), "no direction to steer along"),
         (dict(kind="steer", layer=0, scale="much"), "scale is 'much'"),
         (dict(kind="head", layer=0, head=1, positions=[64]), "positions is 64"),
@@ -265,6 +269,16 @@ def test_a_refused_intervention_changes_nothing(front, edit, message):
     front.one("intervene", "next", interventions=[first], position=0)
     assert message in front.error("intervene", interventions=[edit], position=0)
     assert front.explorer.interventions == [first]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out"])
+def test_a_value_put_in_its_own_place_changes_nothing_and_elsewhere_it_does(model, site):
+    front = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare=A))
+    for source, changes in ((None, False), ([1, 3], False), ([1, 2], True)):
+        edit = dict(kind="patch", site=site, layer=1, position=3, source=source)
+        content, _ = front.one("intervene", "next", interventions=[edit], position=3)
+        assert (content["kl"]["after"] > 1e-6) == changes, (source, content["kl"])
+    assert content["chips"] == [f"{site} 1 at 3 from B's layer 1 at 2"]
 
 
 def test_a_head_that_is_named_twice_counts_once(front):
