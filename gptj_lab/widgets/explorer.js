@@ -20,7 +20,7 @@ function render({ model, el }) {
   const state = { ...STARTS, ...model.get("view"), layer: first.layer ?? 0, head: first.head ?? 0,
     query: first.query ?? null, key: first.key ?? null, selected: new Set() };
   state.of = first.of ?? state.of;
-  const cuts = () => model.get("interventions") ?? []; // what is switched off
+  const cuts = () => model.get("interventions") ?? []; // what is changed in the run
   const history = [];
   let ran = null; // the run that is shown
   let slowly = false;
@@ -211,7 +211,7 @@ function render({ model, el }) {
       rows: [...ids.subarray(0, 10)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
     chipbar.show(message.interventions, message.chips, history.length);
     if (message.compiled !== undefined) {
-      x.tell(message.chips.length ? `Switched off: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is switched off: as before.");
+      x.tell(message.chips.length ? `Changed: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is changed: as before.");
       allHeads.changed();
       allHeads.show();
       matrix.show(true);

@@ -73,7 +73,9 @@ def _checked(raw: Any, config: ModelConfig, tokens: int) -> Edit:
             "before it"
         )
     if kind == "patch" and raw.get("source") is not None:
-        edit["source"] = _source(raw["source"], config.num_layers, tokens)
+        source = _source(raw["source"], config.num_layers, tokens)
+        if source != [edit["layer"], edit["position"]]:
+            edit["source"] = source
     if kind == "steer":
         edit["scale"] = _number("scale", raw.get("scale", 1.0))
     if kind in ("head", "mlp", "steer", "patch_head") and raw.get("positions") is not None:

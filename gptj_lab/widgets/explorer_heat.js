@@ -144,7 +144,7 @@ export function heat(make, { label, options = {}, point, lock }) {
     lock?.(at[0], at[1], held);
   }
   function under(event) {
-    if (!place) return null;
+    if (!data || !place) return null;
     const bounds = base.getBoundingClientRect();
     const [row, col] = [floor((event.clientY - bounds.top - place.top) / place.h),
       floor((event.clientX - bounds.left - place.left) / place.w)];
@@ -153,11 +153,11 @@ export function heat(make, { label, options = {}, point, lock }) {
     return data.q(row + r0, col + c0) < 0 ? null : [row + r0, col + c0];
   }
   box.addEventListener("pointermove", (event) => {
-    const cell = !held && data && under(event);
+    const cell = !held && under(event);
     if (cell) move(...cell, "pointer");
   });
   box.addEventListener("click", (event) => {
-    const cell = data && under(event);
+    const cell = under(event);
     if (!cell) return;
     const again = held && cell[0] === at[0] && cell[1] === at[1];
     move(...cell, "pointer");
@@ -189,5 +189,5 @@ export function heat(make, { label, options = {}, point, lock }) {
     at = [min(at[0], rows - 1), min(at[1], cols - 1)];
     paint();
   }
-  return { node: box, show, paint, enlarge, move, hold, get at() { return at; }, get held() { return held; }, get data() { return data; } };
+  return { node: box, show, paint, enlarge, move, hold, under, get at() { return at; }, get held() { return held; }, get data() { return data; } };
 }

@@ -12,6 +12,58 @@ function secondPrompt(x) {
   return make("div", "gx-b", make.caption("Prompt B:"), input, make.button("Run A and B", "", () => x.run({ prompt_b: input.value })));
 }
 
+const figure = (make, caption, node) => make("figure", "", make("figcaption", "gx-caption", caption), node);
+
+// B's cells beside A's. What is dragged from one to the other, or held and dropped by Enter, is
+// B's value: A is run with it.
+function patchByHand(x, site) {
+  const { make, state } = x;
+  let start = 0;
+  let dragged = null;
+  const cells = (name, what, lock) => heat(make, { label: `${name}: layers by tokens; ${what}`, options: { square: false, left: 40, top: 84, most: 60, height: 530 }, lock,
+    point: (r, c) => x.tell(`${name}, layer ${r}, ${map[name].data.cols[c]}: ${map[name].data.text(r, c)} ${share(map[name].data.p(r, c))}`) });
+  const map = {
+    B: cells("B", "Enter picks a cell up", (r, c, held) => held && x.tell(`Picked up: B, layer ${r}, '${tokens("B")[c + start][0]}' (${c + start}). Enter on a cell of A drops it.`)),
+    A: cells("A", "Enter drops what was picked up", (r, c, held) => {
+      if (!held) return;
+      map.A.hold(false);
+      if (map.B.held) drop(map.B.at, [r, c]);
+      else x.tell("Pick up a cell of B first.");
+    }),
+  };
+  const tokens = (name) => (name === "B" ? x.ran.compare : x.ran).tokens;
+  function drop([from, c], [layer, position]) {
+    map.B.hold(false);
+    x.intervene([...x.cuts(), { kind: "patch", site: site(), layer, position: position + start, source: [from, c + start] }]);
+  }
+  const node = make("div", "gx-three gx-pairs", figure(make, "B: drag a cell from here, or pick it up with Enter …", map.B.node), figure(make, "… A: and drop it here", map.A.node));
+  node.addEventListener("pointerdown", (event) => (dragged = map.B.under(event)));
+  for (const type of ["pointermove", "pointerup"]) {
+    node.addEventListener(type, (event) => {
+      const cell = dragged && map.A.under(event);
+      if (dragged) map.B.move(...dragged); // its crosshair stays where the drag began
+      if (cell && type === "pointermove") map.A.move(...cell);
+      else if (cell) drop(dragged, cell);
+      if (type === "pointerup") dragged = null;
+    });
+  }
+  node.addEventListener("pointerleave", () => (dragged = null));
+  function load() {
+    const [from, stop] = windowOf(x.ran.tokens.length, state.query);
+    start = from;
+    for (const [name, of] of [["B", "b"], ["A", x.cuts().length ? "after" : "a"]]) {
+      x.ask({ op: "lens", of, kind: "logit", start, stop }, "if", (message, ids, logprobs) => {
+        const wide = message.stop - message.start;
+        const at = (r, c) => 5 * (r * wide + c);
+        const p = (r, c) => exp(logprobs[at(r, c)]);
+        map[name].show({ rows: times(x.about.layers, String), cols: times(wide, (i) => `${tokens(name)[start + i][0]} ${start + i}`), flat: true, ...x.colours(), p,
+          q: (r, c) => round(255 * sqrt(p(r, c))), text: (r, c) => x.name(ids[at(r, c)]) });
+      }, name);
+    }
+  }
+  return { node, load, size: () => Object.values(map).forEach((each) => each.paint()) };
+}
+
 function patchPanel(x) {
   const { make, state, about } = x;
   const WHAT = { resid_pre: "residual stream", attn_out: "attention's output", mlp_out: "MLP's output", heads: "heads", ablate_heads: "switch off each head", ablate_mlps: "switch off each MLP" };
@@ -31,17 +83,22 @@ function patchPanel(x) {
     const [layer, place] = map.at;
     x.toggle(job.what === "heads" ? { kind: "patch_head", layer, head: place, position: null } : { kind: "patch", site: job.what, layer, position: place });
   });
+  const byHand = patchByHand(x, () => (what.endsWith("_out") ? what : "resid_pre"));
   const node = make("div", "");
   const bar_ = tools(make, make.select("patch", Object.entries(WHAT), what, (value) => (what = value)), go, put, progress);
+  const pair = () => x.ran?.compare?.aligned;
+  const position = () => pair() && byHand.load();
   function run() {
-    node.replaceChildren(secondPrompt(x), bar_, text, map.node, said);
-    put.disabled = !x.ran?.compare?.aligned;
+    byHand.node.hidden = !pair();
+    node.replaceChildren(secondPrompt(x), bar_, text, map.node, said, byHand.node);
+    position();
     if (job && job.run !== x.ran?.run) {
       job = null;
       running = false;
       go.textContent = "Start";
     }
     progress.hidden = map.node.hidden = !job;
+    put.disabled = !job || !pair() || job.what.startsWith("ablate");
     if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen, so those cells stay empty: causes flow to the right. A and B need equally many tokens; switching off needs no B.";
     draw();
   }
@@ -86,7 +143,7 @@ function patchPanel(x) {
     map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
       ...x.colours(true), flat: true, q: (r, c) => (c < first ? -1 : around(job.cells[r * columns + c], most)), text: (r, c) => signed(job.cells[r * columns + c], 1) });
   }
-  return { name: "patch", title: "Patching", node, run, size: () => map.paint() };
+  return { name: "patch", title: "Patching", node, run, position, size: () => [map.paint, byHand.size].forEach((f) => f()) };
 }
 
 function comparePanel(x) {
@@ -101,7 +158,7 @@ function comparePanel(x) {
     x.tell(`${of}: ${r} reads ${found.signed ? signed((100 * (q - 128) * found.scale) / 127) + " points" : share(weight(q))} from ${c}`);
     for (const other of maps) if (other.data && other.at + "" !== `${r},${c}`) other.show(other.data, [r, c]);
   } }));
-  const three = make("div", "gx-three", ...SIDES.map((of, i) => make("figure", "", make("figcaption", "gx-caption", of.toUpperCase().replace("-", " − ")), maps[i].node)));
+  const three = make("div", "gx-three", ...SIDES.map((of, i) => figure(make, of.toUpperCase().replace("-", " − "), maps[i].node)));
   const node = make("div", "");
   function run() {
     node.replaceChildren(secondPrompt(x), text, best, three, chart);

@@ -1,6 +1,6 @@
-// What comes next, before and after; and what is switched off for it: chips, with undo.
+// What comes next, before and after; and what is changed for it: chips, with undo.
 
-export const same = (a, b) => ["kind", "layer", "head", "query", "key"].every((name) => a[name] === b[name]);
+export const same = (a, b) => ["kind", "layer", "head", "query", "key", "site", "position"].every((name) => (a[name] ?? null) === (b[name] ?? null));
 
 // The list with that change in it, or without it if it is there already.
 export function toggled(list, change) {
@@ -9,10 +9,10 @@ export function toggled(list, change) {
 }
 
 export function chips(make, { change, undo }) {
-  const list = make("ul", "gx-chips", { "aria-label": "What is switched off" });
+  const list = make("ul", "gx-chips", { "aria-label": "What is changed in the run" });
   const back = make.button("Undo", "u", undo);
   const clear = make.button("Restore all", "", () => change([]));
-  const node = make("div", "gx-chipbar", make.caption("Switched off:"), list, back, clear);
+  const node = make("div", "gx-chipbar", make.caption("Changed:"), list, back, clear);
   function show(all, texts, undoable) {
     list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button(`${texts[i]} ✕`, `restore ${texts[i]}`,
       () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press a")]));
@@ -22,7 +22,7 @@ export function chips(make, { change, undo }) {
   return { node, show };
 }
 
-// kl: nats from before, null if nothing is switched off; rows: {id, name, before, after (shares), delta (logits)}
+// kl: nats from before, null if nothing is changed; rows: {id, name, before, after (shares), delta (logits)}
 export function nextTokens(make, { pick }) {
   const title = make("h3", "gx-title", "Next token");
   const list = make("ul", "gx-next");

@@ -61,12 +61,17 @@ function tokenGrid(x, { label, point }) {
   return { node, show };
 }
 
+// The positions that a window shows, the chosen one among them.
+function windowOf(count, at, wide = 11) {
+  const stop = min(count, max(wide, at + 3));
+  return [max(0, stop - wide), stop];
+}
+
 const LENSES = { logit: "each layer's residual stream", tuned: "what a trained map makes of each layer's residual stream",
   jacobian: "what the layers above make of each layer's residual stream, to first order" };
 
 function lensPanel(x) {
   const { make, state } = x;
-  const WIDE = 11;
   let by = "probability";
   let data = null;
   let row = 0; // counted from the output, which stands on top
@@ -94,11 +99,8 @@ function lensPanel(x) {
   make("div", "gx-side", grid.node, aside), plots);
   const of = () => (state.of.includes("after") ? "after" : state.of === "b" ? "b" : "a");
   function load() {
-    const n = x.ran.tokens.length;
-    const { query, lens: kind } = state;
-    const wide = kind === "jacobian" ? 8 : WIDE; // as many derivatives are taken together
-    const stop = min(n, max(wide, query + 3));
-    const start = max(0, stop - wide);
+    const kind = state.lens;
+    const [start, stop] = windowOf(x.ran.tokens.length, state.query, kind === "jacobian" ? 8 : 11); // as many derivatives are taken together
     what.textContent = `What the network would say if it stopped there: final norm, unembedding and its bias, applied to ${LENSES[kind]}. The top row is the model's output.`;
     x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };

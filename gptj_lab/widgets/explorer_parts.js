@@ -7,8 +7,10 @@ export function share(p) { // a probability as a person reads it
   return `${of >= 99.95 ? of.toFixed(0) : of >= 10 ? of.toFixed(1) : of >= 1 ? of.toFixed(1) : of >= 0.1 ? of.toFixed(2) : of.toPrecision(1)} %`;
 }
 
-export const signed = (value, digits = 2) =>
-  isFinite(value) ? `${value > 0 ? "+" : value < 0 ? "−" : ""}${abs(value).toFixed(digits)}` : "–";
+export function signed(value, digits = 2) {
+  const text = abs(value).toFixed(digits);
+  return isFinite(value) ? `${Number(text) ? (value > 0 ? "+" : "−") : ""}${text}` : "–";
+}
 
 // A canvas of so many CSS pixels, each as fine as the screen; its pen.
 function penOf(canvas, width, height) {

@@ -205,6 +205,50 @@ def test_typing_reads_the_new_prompt_and_compare_shows_both(page, python):
     read(page, PROMPT)
 
 
+def test_a_cell_of_b_is_put_into_a_by_dragging_and_by_keys(page, python):
+    view(page).locator(".gx-tab", has_text="Patching").click()
+    prompt_b = view(page).locator(".gx-panel .gx-prompt")
+    prompt_b.fill(PROMPT.replace("girl", "boy").replace("Lily", "Tim"))
+    view(page).get_by_role("button", name="Run A and B").click()
+    grids = view(page).locator(".gx-pairs .gx-heat")
+    grids.first.wait_for()
+    rest(page)
+
+    def place(grid, layer, column):
+        box = grid.bounding_box()
+        wide, high = min(60, (box["width"] - 46) / 11), (box["height"] - 88) / 6
+        return box["x"] + 40 + (column + 0.5) * wide, box["y"] + 84 + (layer + 0.5) * high
+
+    tokens = view(page).locator(".gx-strip .gx-token").count()
+    grids.last.scroll_into_view_if_needed()
+    page.mouse.move(*place(grids.first, 2, 9))
+    page.mouse.down()
+    page.mouse.move(*place(grids.last, 3, 10), steps=5)
+    page.mouse.up()
+    view(page).locator(".gx-chip", has_text="resid_pre 3").wait_for()
+    rest(page)
+    dragged = dict(kind="patch", site="resid_pre", layer=3, position=tokens - 1)
+    dragged["source"] = [2, tokens - 2]
+    assert python(page, "explorer.interventions") == [dragged]
+    shown = view(page).locator(".gx-next-pane .gx-hint").inner_text()
+    assert float(re.search(r"KL from before: ([\d.]+) nats", shown)[1]) > 0
+    view(page).get_by_role("button", name="Undo").click()
+    rest(page)
+    grids.first.focus()
+    for key in ("Home", *["PageUp"] * 2, "ArrowRight", "Enter", "Tab"):
+        page.keyboard.press(key)
+    assert grids.last.evaluate("n => n === document.activeElement")
+    for key in ("Home", "PageUp", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    view(page).locator(".gx-chip", has_text="resid_pre 1").wait_for()
+    rest(page)
+    assert grids.last.evaluate("n => n === document.activeElement"), "focus isn't lost"
+    by_keys = dragged | dict(layer=1, position=tokens - 10, source=[0, tokens - 10])
+    assert python(page, "explorer.interventions") == [by_keys]
+    view(page).get_by_role("button", name="Restore all").click()
+    rest(page)
+
+
 def test_a_pin_is_a_picture_with_a_text_and_code_gives_the_same_arrays(page, lab, run_cell):
     view(page).get_by_role("button", name="Pin").click()
     image = view(page).locator("img.gx-pin")
@@ -267,7 +311,7 @@ def test_it_is_used_by_keys_alone(page):
     view(page).locator(".gx-chipbar .gx-chip").wait_for()
     rest(page)
     assert view(page).locator("[data-on=true]").get_attribute("data-head") == "2.1"
-    assert "witched off" in line(page)
+    assert "Changed: L2H1 zeroed" in line(page)
     press("u")
     rest(page)
     assert view(page).locator(".gx-chipbar .gx-chip").count() == 0
@@ -472,5 +516,5 @@ def test_a_network_of_gpt_js_size_is_painted_at_once(browser):
     print(times)
     page.close()
     assert times["nodes"] <= 2000
-    # Generous beside what an idle machine needs (docs/measurements): a test may share it.
+    # Generous beside what an idle machine needs (docs/figures.md): a test may share it.
     assert times["first"] < 1500 and times["layers"] < 400 and times["move"] < 40, times

@@ -275,6 +275,67 @@ test("patching shows the causal cone: nothing before the first token that differ
   assert.equal(numbers(true), 3 * 7, "of ten tokens the first three are the same in A and B");
 });
 
+// The patching panel of a pair of prompts: B's cells, A's cells, and the pixel of a cell in them.
+function patching(options) {
+  const view = setup(options);
+  view.tab(2);
+  view.root.get("gx-panel").get("gx-prompt").value = "The cat sat off";
+  view.button("Run A and B").fire("click");
+  const [b, a] = view.root.get("gx-panel").get("gx-three").all("gx-heat");
+  const at = (layer, position) => ({ clientX: 40 + (position + 0.5) * 37.4, clientY: 84 + (layer + 0.5) * 33 });
+  return { ...view, a, b, at };
+}
+const put = ({ interventions }) => interventions.map(({ kind, site, layer, position, source }) => [kind, site, layer, position, source]);
+
+test("patching by hand: a cell of B is dragged onto one of A", () => {
+  const { a, b, at, last, ops, close, root } = patching();
+  assert.deepEqual(root.all("gx-chip").length, 0);
+  b.fire("pointerdown", at(1, 5));
+  a.fire("pointermove", at(2, 7));
+  a.fire("pointerup", at(2, 7));
+  assert.deepEqual(put(last("intervene")), [["patch", "resid_pre", 2, 7, [1, 5]]]);
+  assert.equal(last("lens").of, "after", "A's cells show what has become of it");
+  b.fire("pointerdown", at(0, 4));
+  b.fire("pointerup", { clientX: 5, clientY: 5 }); // beside both
+  a.fire("pointerup", at(0, 4)); // nothing is dragged any more
+  assert.equal(ops().filter((each) => each === "intervene").length, 1);
+  b.fire("pointerdown", at(0, 4));
+  a.fire("pointerup", at(0, 4));
+  assert.equal(last("intervene").interventions.length, 2, "the first one stays");
+  close();
+});
+
+test("patching by hand, by keys: Enter picks up, Enter drops, Escape leaves it", () => {
+  const { a, b, key, last, ops, close, root } = patching();
+  key(a, "Enter");
+  assert.match(line(root), /Pick up a cell of B first/);
+  for (const name of ["Home", "ArrowDown", "ArrowRight", "Enter"]) key(b, name);
+  assert.match(line(root), /Picked up: B, layer 1, '␣cat' \(1\)/);
+  key(b, "Escape");
+  key(a, "Enter");
+  assert.ok(!ops().includes("intervene"));
+  key(b, "Enter");
+  for (const name of ["Home", "ArrowRight", "ArrowRight", "Enter"]) key(a, name);
+  assert.deepEqual(put(last("intervene")), [["patch", "resid_pre", 0, 2, [1, 1]]]);
+  key(a, "Enter");
+  assert.match(line(root), /Pick up a cell of B first/, "what was dropped is no longer carried");
+  close();
+});
+
+test("two patches in one layer are two; B's value is offered where a sweep has a place for it", () => {
+  const at = (layer, position) => ({ kind: "patch", site: "resid_pre", layer, position });
+  assert.deepEqual(view.toggled([at(1, 2)], at(1, 3)), [at(1, 2), at(1, 3)]);
+  assert.deepEqual(view.toggled([at(1, 2), at(1, 3)], at(1, 2)), [at(1, 3)]);
+  const head = { kind: "patch_head", layer: 1, head: 0 };
+  assert.deepEqual(view.toggled([head], { ...head, position: null }), []);
+  const { button, close } = patching();
+  const offered = () => button("Put B's value into A here");
+  assert.ok(offered().disabled, "there was no sweep yet");
+  button("Start").fire("click");
+  assert.ok(!offered().disabled);
+  close();
+});
+
 test("generation is pulled; stop asks no more and tells the kernel", () => {
   const { k, tab, button, close, ops } = setup();
   tab(4);
