@@ -25,6 +25,7 @@ ATOL = 2e-5
 
 @pytest.fixture(scope="module", params=["gptj", "gpt2", "gpt_neox", "gpt_neo"])
 def model(request):
+    pytest.importorskip("transformer_lens")
     return small_model(request.param)
 
 
