@@ -258,10 +258,10 @@ function render({ model, el }) {
     mail.ask({ op: "code" }, "u", ({ text }) => below.show("The Python of this view", make("pre", "gx-code", text)));
   }
   function pin() {
-    mail.ask({ op: "pin" }, "u", ({ alt, name }, picture) => {
+    mail.ask({ op: "pin" }, "u", ({ alt, name, below: kept }, picture) => {
       const src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
       const link = make("a", "gx-link", { href: src, download: name }, "Download the picture");
-      below.show("Pinned", make("img", "gx-pin", { src, alt }), hint(make, "explorer.pin() in a cell leaves this picture in the notebook. ", link));
+      below.show("Pinned", make("img", "gx-pin", { src, alt }), hint(make, `${kept ? "It is also an output below this view, saved with the notebook; not so once the page was loaded anew. Then " : ""}explorer.pin() in a cell leaves it in the notebook. `, link));
     });
   }
   function help() {

@@ -98,6 +98,7 @@ class Explorer(anywidget.AnyWidget):
         self._sweep_number = 0
         self._decoding: Decoding | None = None
         self._seconds = 0.0
+        self._below: Any = None  # the output that the view's Pin button fills
         super().__init__()
         self.selection = {"layer": layer, "head": head, "query": None, "key": None, "of": "a"}
         if state is not None:
@@ -294,19 +295,31 @@ class Explorer(anywidget.AnyWidget):
         """Leaves a picture of what is shown as an output of its own, with alt text."""
         from IPython.display import display
 
-        data, alt = self._picture()
-        display(
-            {"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
-        )
+        data, metadata = _output(*self._picture())
+        display(data, raw=True, metadata=metadata)
+
+    def _pin(self) -> tuple[bytes, str, bool]:
+        """The picture and its text, put below the view where a cell has shown it, and whether."""
+        picture, alt = self._picture()
+        if self._below is not None:
+            data, metadata = _output(picture, alt)
+            self._below.update(data, raw=True, metadata=metadata)
+        return picture, alt, self._below is not None
+
+    def _ipython_display_(self) -> None:
+        """Shows the view, and below it an empty output: a comm can change one, but not add it."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_() or ({"text/plain": repr(self)}, {})
+        display(data, raw=True, metadata=metadata)
+        self._below = display({"text/plain": ""}, raw=True, display_id=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is None:
             return None
-        data, metadata = bundle
-        picture, alt = self._picture()
-        data = dict(data) | {"text/plain": alt, "image/png": picture}
-        return data, dict(metadata) | {"image/png": {"alt": alt}}
+        still, described = _output(*self._picture())
+        return dict(bundle[0]) | still, dict(bundle[1]) | described
 
     def _picture(self) -> tuple[bytes, str]:
         return explorer_picture.picture(self._session, self.selection)
@@ -446,3 +459,8 @@ class Explorer(anywidget.AnyWidget):
         own = session.tokens(session.prompt)
         prompt = session.prompt if ids[: len(own)] == own.tolist() else row.prompt
         self._run(prompt, session.prompt_b, ids)
+
+
+def _output(picture: bytes, alt: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Data and metadata of a notebook's output that holds the picture."""
+    return {"image/png": picture, "text/plain": alt}, {"image/png": {"alt": alt}}

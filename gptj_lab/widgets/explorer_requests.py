@@ -57,8 +57,8 @@ def _code(explorer: Explorer, _: Message) -> Answer:
 
 
 def _pin(explorer: Explorer, _: Message) -> Answer:
-    picture, alt = explorer._picture()
-    return {"op": "pinned", "alt": alt, "name": "explorer.png"}, [picture]
+    picture, alt, below = explorer._pin()
+    return {"op": "pinned", "alt": alt, "name": "explorer.png", "below": below}, [picture]
 
 
 def _state(explorer: Explorer, _: Message) -> Answer:

@@ -753,6 +753,30 @@ def test_pin_leaves_a_picture_with_alt_text(front, monkeypatch):
     assert more["metadata"]["image/png"]["alt"] == data["text/plain"]
     content, (picture,) = front.one("pin", "pinned")
     assert picture == data["image/png"] and content["alt"] == data["text/plain"]
+    assert not content["below"], "no cell has shown the view"
+
+
+def test_the_views_pin_fills_the_output_below_it(front, monkeypatch):
+    class Shell(list):
+        def display(self, data, **more):
+            self.append((data, more))
+            return self if more.get("display_id") else None
+
+        update = display
+
+    shell = Shell()
+    monkeypatch.setattr("IPython.display.display", shell.display)
+    front.explorer._ipython_display_()
+    (shown, more), (empty, _) = shell
+    assert "application/vnd.jupyter.widget-view+json" in shown and empty == {"text/plain": ""}
+    assert more["metadata"]["image/png"]["alt"] == shown["text/plain"]
+    front.explorer.select(layer=1, head=2)
+    content, (picture,) = front.one("pin", "pinned")
+    data, more = shell[-1]
+    assert content["below"] and len(shell) == 3
+    assert data == {"image/png": picture, "text/plain": content["alt"]}
+    assert more == {"raw": True, "metadata": {"image/png": {"alt": content["alt"]}}}
+    assert "head 2 of layer 1" in content["alt"]
 
 
 def test_weights_that_change_make_the_view_stale(tiny_config, tiny_tokenizer):
