@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,10 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
     dtype = "bfloat16" if weights == "int8" else weights
     network = programs.abstract_network(config, weights, None)
 
-    def placed(part: Any) -> tuple[Any, Any]:
-        graph, state = nnx.split(part)
-        return graph, programs._placed(state, mesh, dtype)
-
-    whole, block = placed(network), placed(network.blocks[0])
-    none = Interventions.none(_Shape(config), seq)
+    graph, state = nnx.split(network)
+    state = programs.placed(state, config, mesh, dtype)
+    whole, block = (graph, state), (nnx.split(network.blocks[0])[0], state["blocks"][0])
+    none = Interventions.none(cast(Any, _Shape(config)), seq)
     changed = jax.tree.map(lambda leaf: on_it(np.shape(leaf), np.asarray(leaf).dtype), none)
     ids = on_it((1, seq), jnp.int32)
     sites = (*(f"blocks.{i}.resid_pre" for i in range(config.num_layers)),
