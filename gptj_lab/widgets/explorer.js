@@ -107,7 +107,7 @@ function render({ model, el }) {
     counter.textContent = `${ran.tokens.length} of ${about.context} tokens`;
     note.textContent = [...message.notes, ...(message.mode === "pooled" ? [`Above 1,024 tokens a cell of the matrix is the largest of several weights; exact rows come when you hold a cell.`] : [])].join(" ");
     note.hidden = !note.textContent;
-    status.textContent = `${ran.tokens.length} tokens in ${message.seconds < 0.1 ? (1000 * message.seconds).toFixed(0) + " ms" : message.seconds.toFixed(2) + " s"}`;
+    status.textContent = `${ran.tokens.length} tokens in ${message.seconds < 0.1 ? (1000 * message.seconds).toFixed(0) + " ms" : message.seconds.toFixed(2) + " s"}${message.compiled ? ", with compiling" : ""}`;
     matrix.begin();
     chipbar.show(message.interventions, message.chips, history.length);
     x.refresh();

@@ -97,7 +97,7 @@ class Explorer(anywidget.AnyWidget):
         self._sweep: Sweep | None = None
         self._sweep_number = 0
         self._decoding: Decoding | None = None
-        self._seconds = 0.0
+        self._seconds, self._compiled = 0.0, 0  # of the last run
         self._below: Any = None  # the output that the view's Pin button fills
         super().__init__()
         self.selection = {"layer": layer, "head": head, "query": None, "key": None, "of": "a"}
@@ -407,10 +407,11 @@ class Explorer(anywidget.AnyWidget):
     # --- What changes the session ---
 
     def _run(self, prompt: str, prompt_b: str, ids: Sequence[int] | None = None) -> None:
-        begun = time.perf_counter()
+        before, begun = explorer_requests.compiled(), time.perf_counter()
         session = self._session
         session.run(prompt, prompt_b, ids)
         self._seconds = time.perf_counter() - begun
+        self._compiled = explorer_requests.compiled() - before
         self._history.clear()
         self._sweep = self._decoding = None
         with self.hold_sync():

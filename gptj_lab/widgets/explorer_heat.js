@@ -87,9 +87,10 @@ export function heat(make, { label, options = {}, point, lock }) {
     for (const [down, [from, to], size] of [[true, rowPart, h], [false, colPart, w]]) {
       for (let i = from; i < to; i += max(1, ceil(13 / size))) name(pen, down, i);
     }
-    if (data.text && w >= 27 && h >= 15) numbers(pen);
+    if (numbered()) numbers(pen);
     cross();
   }
+  const numbered = () => data.text && place.w >= 27 && place.h >= 15;
   function numbers(pen) {
     const [[r0, r1], [c0, c1]] = seen;
     const { left, top, w, h } = place;
@@ -114,8 +115,8 @@ export function heat(make, { label, options = {}, point, lock }) {
     const [x, y] = [left + (at[1] - c0) * w, top + (at[0] - r0) * h];
     const [bw, bh] = [max(w, 5), max(h, 5)];
     pen.fillStyle = colour("--mark");
-    pen.fillRect(left, y + h / 2 - 0.5, x - left, 1);
-    pen.fillRect(x + w / 2 - 0.5, top, 1, y - top);
+    pen.fillRect(left, numbered() ? y : y + h / 2 - 0.5, x - left, 1); // beside numbers, not through them
+    pen.fillRect(numbered() ? x : x + w / 2 - 0.5, top, 1, y - top);
     for (const [style, wide] of [["--rim", held ? 6 : 4], ["--mark", held ? 4 : 2]]) {
       pen.strokeStyle = colour(style);
       pen.lineWidth = wide;

@@ -15,7 +15,7 @@ export function chips(make, { change, undo }) {
   const node = make("div", "gx-chipbar", make.caption("Changed:"), list, back, clear);
   function show(all, texts, undoable) {
     list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button(`${texts[i]} ✕`, `restore ${texts[i]}`,
-      () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press a")]));
+      () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press the key a")]));
     back.disabled = !undoable;
     clear.disabled = !all.length;
   }

@@ -37,15 +37,13 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 def _hello(explorer: Explorer, _: Message) -> Answer:
     content, buffers = explorer_answers.ran(explorer._session)
-    return content | {"seconds": explorer._seconds, "compiled": 0}, buffers
+    return content | {"seconds": explorer._seconds, "compiled": explorer._compiled}, buffers
 
 
 def _run(explorer: Explorer, asked: Message) -> Answer:
-    before = compiled()
     prompt_b = asked.get("prompt_b")
     explorer._run(asked["prompt"], explorer.prompt_b if prompt_b is None else prompt_b)
-    content, buffers = explorer_answers.ran(explorer._session)
-    return content | {"seconds": explorer._seconds, "compiled": compiled() - before}, buffers
+    return _hello(explorer, asked)
 
 
 def _ping(_: Explorer, __: Message) -> Answer:

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import time
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from gptj_lab.widgets import (
     explorer_requests,
 )
 from gptj_lab.widgets.explorer_reading import Reading
+from gptj_lab.widgets.explorer_session import Session
 
 A, B = "the cat sat on the mat, and the cat", "the dog sat on the mat, and the dog"
 NAUGHTY = "<img src=x onerror=alert(1)><script>alert(1)</script> \x07\u202e🙂 $x^2$"
@@ -89,6 +91,20 @@ def test_running_another_text_counts_and_makes_the_old_run_outdated(front):
     assert front.explorer.prompt == "the dog sat"
     assert front.one("pattern", "outdated", layer=0, run=old)[0]["run"] == old + 1
     front.one("pattern", layer=0)
+
+
+def test_what_the_first_run_compiled_is_told(model, monkeypatch):
+    """Else a view takes the model for a slow one, and no longer reads on as one types."""
+    before = Session.run
+
+    def run_and_compile(*args):
+        explorer_requests._COMPILED[0] += 7
+        before(*args)
+
+    monkeypatch.setattr(Session, "run", run_and_compile)
+    front = FrontEnd(gptj_lab.widgets.Explorer(model, A))
+    assert front.one("hello", "ran")[0]["compiled"] >= 7
+    assert front.one("run", "ran", prompt=A)[0]["compiled"] == 7
 
 
 @pytest.mark.parametrize(
@@ -319,6 +335,33 @@ def test_no_click_compiles_anything(pair, model):
     clicks(1, 3, seq - 1, A)
     clicks(0, 0, 5, "the dog sat on the log, and the dog")
     assert explorer_requests.compiled() == before
+
+
+@pytest.mark.slow
+def test_clicks_and_edits_are_answered_at_once():
+    """On pocket, the quickest of ten: what else the machine does then counts little."""
+    text = "Once upon a time there was a little girl named Lily. One day, Lily"
+    front = FrontEnd(gptj_lab.widgets.Explorer(gptj_lab.load(), text))
+
+    def click(i):
+        head = dict(kind="head", layer=i % 6, head=i % 8)
+        front.one("intervene", "next", interventions=[head], position=5)
+
+    def edit(i):
+        front.one("run", "ran", prompt=text + " and" * (i % 2))
+
+    def switch(i):
+        front.one("pattern", layer=i % 6)
+
+    for act, most in ((click, 0.15), (edit, 0.15), (switch, 0.05)):
+        act(0), act(1)
+        compiled, times = explorer_requests.compiled(), []
+        for i in range(10):
+            begun = time.perf_counter()
+            act(i)
+            times.append(time.perf_counter() - begun)
+        assert explorer_requests.compiled() == compiled
+        assert min(times) < most, (act, times)
 
 
 # --- E6, E9: lens and attribution ---
