@@ -50,5 +50,11 @@ export function strip(make, { label, point }) {
       cell.dataset.key = String(i === key);
     });
   }
-  return { node, fill, choose: keys.choose, paint, focus: keys.focus };
+  function choose(i) { // and brings it into the strip's own view
+    keys.choose(i);
+    const cell = keys.cells[i];
+    const from = cell.offsetTop - node.offsetTop;
+    if (from < node.scrollTop || from + cell.offsetHeight > node.scrollTop + node.clientHeight) node.scrollTop = from - node.clientHeight / 2;
+  }
+  return { node, fill, choose, paint, focus: keys.focus };
 }

@@ -65,10 +65,12 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
     return top + (upside ? part : 1 - part) * (height - top - bottom);
   };
   const svg = make.svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "gx-lines", style: `max-width: ${1.1 * width}px`, role: "img", "aria-label": caption });
+  const size = 10 ** floor(log10((high - low) / 5));
+  const between = size * [1, 2, 5, 10].find((each) => 5.001 * each * size >= high - low);
   const ticks = log ? [1, 10, 100, 1000, 10000, 100000].filter((t) => log10(t) <= high + 0.2)
-    : [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (high - low));
+    : times(6, (i) => (ceil(low / between) + i) * between).filter((t) => t <= high);
   for (const tick of ticks) {
-    const name = log || high - low >= 1 ? tick.toFixed(log || high - low >= 8 ? 0 : 1) : String(Number(tick.toPrecision(2)));
+    const name = String(Number(tick.toPrecision(6)));
     svg.append(make.svg("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "gx-rule" }),
       make.svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, name));
   }
@@ -77,7 +79,7 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
     svg.append(make.svg("text", { x: x(i), y: height - bottom + 16, "text-anchor": "middle" }, String(i + from)));
   }
   if (at !== null) svg.append(make.svg("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom, class: "gx-at" }));
-  svg.append(make.svg("text", { x: left, y: height - 2 }, unit));
+  svg.append(make.svg("text", { x: left, y: height - 4 }, unit));
   const ends = []; // names beside the lines' ends, pushed apart
   series.forEach((each) => {
     const points = [...each.values].map((v, i) => (isFinite(v) ? `${x(i).toFixed(1)},${y(v).toFixed(1)}` : null));
@@ -102,7 +104,7 @@ export function bar(make, { name, from, to, value, kind, title, click }) {
   fill.style.left = `${(100 * min(from, to)).toFixed(2)}%`;
   fill.style.width = `${max(0.3, 100 * abs(to - from)).toFixed(2)}%`;
   const row = make("li", "gx-bar-row");
-  const label = click ? make.button(name, title, click, "gx-link") : make("span", "gx-name", name);
+  const label = click ? make.button(name, title, click, "gx-link") : make("span", "gx-name", { title: name }, name);
   row.append(label, make("span", "gx-track", fill), make("span", "gx-number", value));
   return row;
 }

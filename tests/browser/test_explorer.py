@@ -92,7 +92,11 @@ def test_what_is_typed_is_read_at_once_in_a_fresh_kernel(page):
     page.keyboard.type(" and Tom")
     view(page).locator(".gx-strip .gx-token", has_text="om").wait_for()
     rest(page)
+    strip = view(page).locator(".gx-strip").first
+    strip.evaluate("n => Object.assign(n.style, {width: '200px', maxHeight: '60px'})")
     read(page, PROMPT)
+    assert strip.evaluate("n => n.scrollTop") > 0, "the chosen token, the last, is seen"
+    strip.evaluate("n => n.removeAttribute('style')")
 
 
 def test_pointing_at_a_cell_tells_the_arrays_value_without_asking_the_kernel(page, python):

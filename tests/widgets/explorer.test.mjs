@@ -226,6 +226,20 @@ test("lens: rows from the output down, followed tokens as lines, an arrow at the
   close();
 });
 
+test("lines: a tick stands where its number says", () => {
+  const make = view.maker(page());
+  for (const [low, high, count] of [[0, 9.4, 5], [0, 0.57, 3], [-3, 1, 5], [0, 1, 6]]) {
+    const svg = view.lines(make, { series: [{ name: "a", values: [low, high], style: 0 }], theme: "light", caption: "", unit: "" });
+    const rules = svg.children.filter((each) => each.attributes.class === "gx-rule");
+    assert.equal(rules.length, count, `${low} to ${high}`);
+    for (const rule of rules) {
+      const text = svg.children[svg.children.indexOf(rule) + 1].textContent;
+      const there = 10 + (1 - (Number(text) - low) / (high - low)) * 150;
+      assert.ok(Math.abs(there - rule.attributes.y1) < 1e-6, text);
+    }
+  }
+});
+
 test("attribution prints the sum and its check; the waterfall's steps add up", () => {
   const { root, tab, last, close } = setup();
   tab(1);
