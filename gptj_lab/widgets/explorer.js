@@ -37,8 +37,8 @@ function render({ model, el }) {
   // --- The kernel ---
   const mail = mailbox(model, `explorer-${Date.now()}-${views++}`, (message, pane) => {
     if (message.op === "outdated") return void hello();
-    if (message.op === "stale") return void stale(message.text);
     if (pane === "run") busy(false);
+    if (message.op === "stale") return void stale(message.text);
     if (pane === "next" || pane === "intervene") x.next();
     alarm(message.text);
   });
@@ -52,7 +52,7 @@ function render({ model, el }) {
     expect();
   }
   function expect() {
-    root.dataset.waiting = "true";
+    root.dataset.waiting = String(mail.waiting());
     later("slow", 5000, () => mail.waiting() && slow());
   }
   const settle = () => {
@@ -67,7 +67,8 @@ function render({ model, el }) {
   function stale(text) {
     root.dataset.stale = String(Boolean(text));
     alarm(text);
-    again.hidden = !text;
+    again.hidden = !text || text === GONE;
+    if (text) status.textContent = "";
   }
   function alarm(text) {
     alert.textContent = text;
@@ -187,7 +188,13 @@ function render({ model, el }) {
   }
   const save = () => {
     model.set("view", Object.fromEntries(SAVED.map((each) => [each, state[each]])));
-    later("save", 300, () => model.save_changes());
+    later("save", 300, () => {
+      try {
+        model.save_changes();
+      } catch {
+        stale(GONE);
+      }
+    });
   };
 
   // --- Patterns ---
@@ -304,7 +311,7 @@ function render({ model, el }) {
     tabs.head();
   };
   const staleTrait = () => stale(model.get("stale"));
-  const live = () => model.comm_live === false && stale("The kernel of this view is gone: run its cell again.");
+  const live = () => later("live", 1000, hello); // the line was opened or closed: is there an answer?
   const handlers = { "msg:custom": receive, "change:selection": selection, "change:stale": staleTrait, comm_live_update: live };
   for (const [name, f] of Object.entries(handlers)) model.on(name, f);
   if (model.get("stale")) staleTrait();

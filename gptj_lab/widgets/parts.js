@@ -118,6 +118,8 @@ export function rove(node, go, other) {
   return { set, choose, focus: () => cells[at]?.focus(), get at() { return at; }, get cells() { return cells; } };
 }
 
+export const GONE = "The kernel of this view is gone, so what you see is stale: run its cell again.";
+
 // At most one message in flight for each pane; of those that wait the newest is sent, answers to
 // older requests are dropped.
 export function mailbox(model, me, failed) {
@@ -129,7 +131,12 @@ export function mailbox(model, me, failed) {
     slot.sent = { req: `${me}-${++count}`, kinds, then, dropped: false };
     slot.next = null;
     const { buffers, ...content } = message;
-    model.send({ ...content, req: slot.sent.req }, undefined, buffers);
+    try {
+      model.send({ ...content, req: slot.sent.req }, undefined, buffers);
+    } catch { // the notebook's end of the line is closed: the kernel was restarted or shut down
+      slot.sent = null;
+      failed({ op: "stale", text: GONE }, pane);
+    }
   }
   function ask(message, kinds, then, pane = message.op) {
     const slot = panes.get(pane) ?? {};

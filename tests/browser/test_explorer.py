@@ -446,6 +446,19 @@ def test_texts_that_hold_markup_do_nothing(page, run_cell):
     assert "<" in view(page).locator(".gx-strip").first.inner_text()
 
 
+def test_a_restarted_kernel_makes_the_view_stale(page):
+    """The last of those that share a page: its kernel is gone then."""
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text="Restart Kernel…").first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    alert = view(page).locator(".gptj-alert")
+    alert.filter(has_text="The kernel of this view is gone").wait_for(timeout=30_000)
+    assert view(page).get_attribute("data-stale") == "true"
+    view(page).locator("[data-head='1.1']").click()
+    page.wait_for_timeout(600)
+    assert "run its cell again" in alert.inner_text()
+
+
 def test_notebook_7_shows_it_and_answers(explore):
     pytest.importorskip("notebook")
     page = explore("seven", host="notebook")

@@ -427,6 +427,26 @@ test("stale weights grey the view until it is run again; an outdated run says he
   close();
 });
 
+test("a kernel that is gone makes the view stale: by its own, and whatever is clicked", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const closed = () => { throw new Error("Cannot send"); };
+  const { root, k, close, button } = setup();
+  k.model.send = closed;
+  k.fire("comm_live_update");
+  t.mock.timers.tick(1100);
+  assert.equal(root.dataset.stale, "true");
+  assert.match(root.get("gptj-alert").textContent, /kernel of this view is gone.*run its cell again/);
+  assert.ok(button("Run again").hidden, "it would not help");
+  assert.deepEqual([root.dataset.busy, root.dataset.waiting], ["false", "false"]);
+  close();
+  const other = setup();
+  Object.assign(other.k.model, { send: closed, save_changes: closed });
+  other.key(other.root, "]");
+  t.mock.timers.tick(400);
+  assert.equal(other.root.dataset.stale, "true");
+  other.close();
+});
+
 test("what Python selects is shown; a closed view lets go", () => {
   const { doc, root, k, close } = setup();
   k.traits.selection = { layer: 2, head: 1, query: 4, key: 2, of: "a" };
