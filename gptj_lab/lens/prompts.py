@@ -30,14 +30,21 @@ def check_same_length(
     """
     if len(first) == len(second):
         return
+    raise ValueError(
+        f"the {names[0]} prompt has {len(first)} tokens, the {names[1]} one {len(second)}. "
+        f"{parting(model, first, second)}. A position of one has to mean the same in the other: "
+        "choose words of as many tokens"
+    )
+
+
+def parting(model: "LanguageModel", first: Sequence[int], second: Sequence[int]) -> str:
+    """Where two texts part, and which tokens each has there."""
     unequal = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     at = next(unequal, min(len(first), len(second)))
-    parts = (shown(model, ids[at : at + 5]) if ids[at:] else "nothing" for ids in (first, second))
-    raise ValueError(
-        f"the {names[0]} prompt has {len(first)} tokens, the {names[1]} one {len(second)}. They "
-        f"part at position {at}: {next(parts)} against {next(parts)}. A position of one has to "
-        "mean the same in the other: choose words of as many tokens"
+    parts = (
+        shown(model, ids[at : at + 5]) if len(ids) > at else "nothing" for ids in (first, second)
     )
+    return f"They part at position {at}: {next(parts)} against {next(parts)}"
 
 
 def log_softmax(logits: Float[np.ndarray, "*rows vocab"]) -> Float[np.ndarray, "*rows vocab"]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gptj_lab.lens.interventions import Interventions
+from gptj_lab.lens.prompts import check_same_length
 from gptj_lab.widgets.explorer_reading import Reading
 
 if TYPE_CHECKING:
@@ -201,8 +202,5 @@ def _mean(clean: Reading, edit: Edit) -> np.ndarray | None:
 def _of(other: Reading | None, clean: Reading, layer: int, site: str) -> np.ndarray:
     if other is None:
         raise ValueError("a patch takes its value from B: give a second prompt, or compare=")
-    if len(other) != len(clean):
-        raise ValueError(
-            f"a patch needs as many tokens in A and B: A has {len(clean)}, B {len(other)}"
-        )
+    check_same_length(clean.model, clean.ids.tolist(), other.ids.tolist(), ("A", "B"))
     return other.inside(layer, site)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from gptj_lab.lens import comparing
 from gptj_lab.lens.interventions import bucket
+from gptj_lab.lens.prompts import parting
 from gptj_lab.widgets import explorer_edits, explorer_encoding
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
 
@@ -320,7 +321,8 @@ class Session:
         if self.b is not None and not self.aligned:
             notes.append(
                 f"A has {seq} tokens, B {len(self.b)}: they are shown side by side, but not "
-                "subtracted, and can't be patched into each other."
+                "subtracted, and can't be patched into each other. "
+                f"{parting(self.model, self.a.ids.tolist(), self.b.ids.tolist())}."
             )
         nll = -self.a.token_logprobs[1:]
         if len(nll) > 7 and nll.mean() > 0.95 * math.log(self.model.config.vocab_size):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gptj_lab.lens.interventions import Interventions
-from gptj_lab.lens.prompts import Pair
+from gptj_lab.lens.prompts import Pair, check_same_length
 from gptj_lab.lens.sweeps import CHUNK_BYTES, each, store, use
 from gptj_lab.widgets import explorer_edits
 from gptj_lab.widgets.explorer_reading import Reading
@@ -125,7 +125,7 @@ class Sweep:
 
     def _patches(self) -> Iterator[tuple[int, np.ndarray]]:
         session, site = self.session, PATCHED[self.what]
-        session.matrix(0, "b-a")  # refuses what can't be put side by side
+        session.reading("b")  # refuses where there is none
         if session.two_models:
             raise ValueError(
                 "patching puts one prompt's values into another's run: make an Explorer with "
@@ -133,6 +133,7 @@ class Sweep:
             )
         assert session.b is not None
         a, b, at = session.a, session.b, self.position
+        check_same_length(a.model, a.ids.tolist(), b.ids.tolist(), ("A", "B"))
         if self.minus is None:
             self.minus = _token(session, None, b.logits[at])
         pair = Pair(

@@ -637,12 +637,17 @@ def test_texts_of_unequal_length_stand_side_by_side(model):
     front = FrontEnd(gptj_lab.widgets.Explorer(model, A, compare="the dog"))
     content, _ = front.one("hello", "ran")
     assert content["compare"]["aligned"] is False
-    assert "not subtracted" in " ".join(content["notes"])
+    notes = " ".join(content["notes"])
+    ours, theirs = (model.tokenizer.display(ids_of(model, text)[1]) for text in (A, "the dog"))
+    assert "not subtracted" in notes and "They part at position 1" in notes
+    assert f"|{ours}|" in notes and f"|{theirs}|" in notes
     front.one("pattern", layer=0, of="b")
     assert "only texts of as many tokens" in front.error("pattern", layer=0, of="b-a")
     assert np.isnan(array(front.one("compare", "compared")[1][0], "f32", -1)).all()
     edits = [dict(kind="patch", layer=0, position=0)]
-    assert "a patch needs as many tokens" in front.error("intervene", interventions=edits)
+    assert "the A prompt has" in front.error("intervene", interventions=edits)
+    with pytest.raises(ValueError, match="They part at position 1"):
+        front.explorer.sweep("resid_pre")
 
 
 def test_what_cannot_be_compared_is_refused(model):
