@@ -23,6 +23,16 @@ jaxtyping.install_import_hook("gptj_lab", "shape_checking.arrays")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_configure(config):
+    """The default suite spends most of its time on compiling: LLVM does less of it there.
+
+    The slow suite, and every process that a test starts, compile as users do.
+    """
+    quick = config.option.markexpr == "not slow"
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}  # relative to the largest logit
 
 
@@ -153,7 +163,7 @@ def small_disk(tmp_path):
 def quick_compiles(tmp_path_factory):
     """Programs that LLVM optimises less, and that come from a folder the second time."""
     settings = {
-        "jax_disable_most_optimizations": True,
+        "jax_disable_most_optimizations": True,  # in the slow suite too
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
