@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from shorter_runs import PARAMETERS, shortened
+from shorter_runs import shortened
 
 import gptj_lab
 from gptj_lab.finetuning import export
@@ -160,11 +160,11 @@ def colab(tmp_path):
     return execute
 
 
-# The longest take minutes more, and test_runs_from_the_top or test_exercises.py runs their cells.
+# Of all but the first test_runs_from_the_top or test_exercises.py runs the cells each time.
 UNDER_COLABS_RULES = [
     pytest.param(
         path, id=path.stem,
-        marks=[pytest.mark.slow] * (path.stem == "14_causality" or path.stem in PARAMETERS),
+        marks=[pytest.mark.slow] * (path.stem != "00_start_here"),
     )
     for path in NOTEBOOKS
 ]  # fmt: skip
