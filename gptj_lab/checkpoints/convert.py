@@ -138,7 +138,10 @@ def _dequantised(
     def whole(form: families.Tensor, tensor: StoredTensor, scales: StoredTensor) -> StoredTensor:
         def read() -> np.ndarray:
             scale = converted(scales.read(), "float32", form.name + SCALE, scales.where)
-            return tensor.read() * (scale if form.conv1d else scale[:, None])
+            values = tensor.read()
+            if form.conv1d:
+                return int8.dequantize(values.T, scale).T
+            return int8.dequantize(values, scale)
 
         return StoredTensor(tensor.shape, DTYPES["float32"], read, tensor.where)
 
@@ -179,19 +182,26 @@ def _entries(
 
 
 def _quantised(form: families.Tensor, tensor: StoredTensor) -> list[Entry]:
-    """A matrix as int8, and its scales."""
+    """A matrix as int8, and its scales, which are kept from when the matrix was made."""
+    kept: list[np.ndarray] = []
 
-    def made(which: int) -> np.ndarray:
+    def values() -> np.ndarray:
         parts = [
-            int8.quantize(converted(part, "float32", form.name, tensor.where))[which]
+            int8.quantize(converted(part, "float32", form.name, tensor.where))
             for _, part in form.split(tensor.read())
         ]
-        return form.join(parts)
+        kept[:] = [form.join([scale for _, scale in parts])]
+        return form.join([value for value, _ in parts])
+
+    def scales() -> np.ndarray:
+        if not kept:  # the matrix lies in a file that was whole already
+            values()
+        return kept[0]
 
     outputs = tensor.shape[-1 if form.conv1d else 0]
     return [
-        Entry(form.name, tensor.shape, np.dtype(np.int8), lambda: made(0)),
-        Entry(form.name + SCALE, (outputs,), DTYPES["float32"], lambda: made(1)),
+        Entry(form.name, tensor.shape, np.dtype(np.int8), values),
+        Entry(form.name + SCALE, (outputs,), DTYPES["float32"], scales),
     ]
 
 

@@ -144,6 +144,19 @@ def test_a_full_disk_leaves_nothing_half_and_the_next_run_goes_on(
         assert new.stat().st_mtime_ns == time, "a whole file is not written again"
 
 
+@pytest.mark.parametrize("stop", [4, 5])  # files, of a tensor each: once between matrix and scales
+def test_int8_goes_on_between_a_matrix_and_its_scales(source, tmp_path, monkeypatch, stop):
+    options = dict(dtype="int8", max_shard_bytes=1)
+    convert(source, tmp_path / "whole", "huggingface", **options)
+    with monkeypatch.context() as patched:
+        full = Full(huggingface.write_safetensors, stop)
+        patched.setattr(huggingface, "write_safetensors", full)
+        with pytest.raises(OSError, match="is not finished"):
+            convert(source, tmp_path / "b", "huggingface", **options)
+    convert(source, tmp_path / "b", "huggingface", **options)
+    assert files(tmp_path / "b") == files(tmp_path / "whole")
+
+
 def full_savez(full, write, out, arrays):
     if full.left == 0:
         out.write(b"half")
