@@ -11,7 +11,6 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.finetuning import loss
 from gptj_lab.model.transformer import Transformer
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, 97, (2, 25)))
 

@@ -19,7 +19,6 @@ from gptj_lab.language_model import load
 from gptj_lab.mesh import planner_memory
 from gptj_lab.scaling import operations
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 RNG = np.random.default_rng(0)
 ROWS, SEQ = 4, 12
 TOKENS = RNG.integers(0, 97, (ROWS, SEQ + 1)).astype(np.int32)

@@ -10,7 +10,6 @@ from small_models import changed, small_model
 from gptj_lab.lens import ablation, patching, path_patching, prompts, sweeps
 from gptj_lab.lens.interventions import Interventions, run
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CLEAN = [7, 40, 41, 99, 43, 44, 45, 46, 47]
 CORRUPT = [7, 40, 41, 98, 43, 44, 60, 46, 47]
 NAMED = dict(answer=50, instead=70)

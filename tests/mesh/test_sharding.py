@@ -15,7 +15,6 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import sharding
 from gptj_lab.model import sites
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 IDS = np.random.default_rng(0).integers(0, 300, (5, 11), np.int32)
 SHAPES = [(2, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 2), (8, 1)))]
 PROMPTS = ["the cat sat", "a dog", "on the log and the mat"]

@@ -14,7 +14,6 @@ from small_models import small_model
 from gptj_lab.finetuning.loss import next_token_loss
 from gptj_lab.model import narrow, positions, sites
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROUNDING = 2**-7  # of a result, of bfloat16 operands
 
 
