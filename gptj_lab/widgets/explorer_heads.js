@@ -82,8 +82,9 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     grid.style.gridTemplateRows = `18px repeat(${layers}, ${cell}px)`;
     grid.dataset.small = String(cell < 26);
     const pen = penOf(canvas, 26 + heads * (cell + 2), 20 + layers * (cell + 2));
-    const { thumbs: { all, size }, lut, mask } = shown;
+    const { thumbs: { bytes, size, long }, lut, mask } = shown;
     const small = pixelsOf(make, size, size);
+    small.pixels.fill(mask);
     standing.forEach((head, i) => {
       const [x, y] = [26 + (i % heads) * (cell + 2), 20 + floor(i / heads) * (cell + 2)];
       if (shown.fill) {
@@ -91,8 +92,9 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
         pen.fillRect(x, y, cell, cell);
         return;
       }
-      const bytes = all[head];
-      small.paint((at) => (at % size > floor(at / size) ? mask : lut[bytes[at]]));
+      let at = head * long;
+      for (let r = 0; r < size; r++) for (let c = 0; c <= r; c++) small.pixels[r * size + c] = lut[bytes[at++]];
+      small.put();
       pen.drawImage(small.canvas, x, y, cell, cell);
     });
   }
@@ -102,13 +104,12 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
 // The overview with its score, which panes may add to.
 function headsPane(x) {
   const { make, state, about: { layers, heads } } = x;
-  let thumbs = null; // {of, size, signed, all: [L·H] of [S, S]}
+  let thumbs = null; // {of, size, signed, bytes: [L·H] triangles, each that long}
   let scores = []; // [{name, label, unit, note, values}]
   let own = []; // scores that panes add
   const all = () => [...scores.filter((each) => !own.some((other) => other.name === each.name)), ...own];
   function takeThumbs({ of = "a", thumb: size, signed }, bytes) {
-    const long = (size * (size + 1)) / 2;
-    thumbs = { of, size, signed, all: times(layers * heads, (i) => square(bytes.subarray(i * long, (i + 1) * long), size)) };
+    thumbs = { of, size, signed, bytes, long: (size * (size + 1)) / 2 };
   }
   function takeScores(meta, values) {
     const each = layers * heads;

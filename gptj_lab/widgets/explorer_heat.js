@@ -53,7 +53,11 @@ export function heat(make, { label, options = {}, point, lock }) {
   }
   function write(pen, text, x, y, room) {
     let shown = text;
-    while (shown.length > 1 && pen.measureText(shown).width > room) shown = `${shown.slice(0, -2)}…`;
+    let width = pen.measureText(shown).width;
+    while (shown.length > 1 && width > room) {
+      shown = `${shown.slice(0, min(-2, ceil(shown.length * (room / width - 1))))}…`;
+      width = pen.measureText(shown).width;
+    }
     pen.fillText(shown, x, y);
   }
   // The name of row or column i, in its gutter; a column's stands upright.
@@ -78,7 +82,8 @@ export function heat(make, { label, options = {}, point, lock }) {
     const by = max(1, floor(1 / max(min(place.w, place.h), 0.05)));
     const { n, m, found } = pool(data, rowPart, colPart, by);
     const small = pixelsOf(make, m, n);
-    small.paint((i) => (found[i] < 0 ? data.mask : data.lut[found[i]]));
+    found.forEach((q, i) => (small.pixels[i] = q < 0 ? data.mask : data.lut[q]));
+    small.put();
     const pen = context(base);
     pen.imageSmoothingEnabled = false;
     const { left, top, w, h } = place;

@@ -22,18 +22,14 @@ function penOf(canvas, width, height) {
   return pen;
 }
 
-// A canvas with one pixel a cell; paint(i → 32-bit colour) fills it.
+// A canvas with one pixel a cell, 32-bit colours; put() shows them.
 function pixelsOf(make, width, height) {
   const canvas = make("canvas");
   Object.assign(canvas, { width, height });
   const pen = canvas.getContext("2d");
   const image = pen.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
-  const paint = (colour) => {
-    for (let i = 0; i < pixels.length; i++) pixels[i] = colour(i);
-    pen.putImageData(image, 0, 0);
-  };
-  return { canvas, paint };
+  return { canvas, pixels, put: () => pen.putImageData(image, 0, 0) };
 }
 
 // A grid's header and rows; its cells (row, column → node), row after row.

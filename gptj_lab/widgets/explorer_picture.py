@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from gptj_lab.widgets.explorer_reading import Reading
 
 MOST_BYTES = 56_000  # so that with its text it adds less than 80 KB to the notebook as base64
-_THRIFT = ((128, 1.0), (16, 0.75), (8, 0.5), (4, 0.25))  # levels, side of a thumbnail
+# Levels, side of a thumbnail, and about the bytes of the first, where nothing in it repeats.
+_THRIFT = ((128, 1.0, 1.0), (16, 0.75, 0.45), (8, 0.5, 0.27), (4, 0.25, 0.15))
 _NAMED, _BARS = 32, 6  # tokens at the end that one head is drawn for; next tokens
 _THUMB_PIXELS = 140_000  # of all thumbnails' triangles, before a smaller side is tried
 _WIDE, _HIGH, _SMALL, _LARGE = 620, 960, 12, 15  # pixels of all heads, and of letters
@@ -30,11 +31,14 @@ _SHARES, _MARK, _BAR, _FAINT, _GREYS, _WHITE = 128, 128, 129, 130, 192, 255
 
 def picture(session: Session, selection: dict[str, Any]) -> tuple[bytes, str]:
     """A PNG of at most MOST_BYTES, and its alt text."""
-    made = b""
-    for levels, part in _THRIFT:
+    made, expected = b"", 0.0
+    for levels, part, share in _THRIFT:
+        if expected * share > MOST_BYTES:
+            continue
         made = _drawn(session, selection, levels, part)
         if len(made) <= MOST_BYTES:
             break
+        expected = len(made) / share
     return made, alt(session, selection)
 
 

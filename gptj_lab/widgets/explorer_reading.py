@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from gptj_lab.lens import passes
 from gptj_lab.lens.edits import Edits
 from gptj_lab.lens.interventions import Interventions, run
 from gptj_lab.mesh import distributed, sharding
+from gptj_lab.model.transformer import Block
 from gptj_lab.widgets import explorer_encoding as encoding
 from gptj_lab.widgets.explorer_scores import scores
 
@@ -135,11 +135,11 @@ class Reading:
         value = value[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else value[:seq]
         return value.astype(np.float32)
 
-    def _block(self, layer: int) -> tuple[Any, Any, Any, Interventions]:
-        """What makes a block's inside again: graph, weights, what it reads, its edits."""
-        graph, state = nnx.split(self.model.network.blocks[layer])
+    def _block(self, layer: int) -> tuple[Block, Any, Interventions]:
+        """What makes a block's inside again: itself, what it reads, its edits."""
+        block = self.model.network.blocks[layer]
         x = passes.rows_of(self.model, self.residuals[layer])
-        return graph, state, x, _of_layer(self._placed, layer) if self.edited else self._placed
+        return block, x, _of_layer(self._placed, layer) if self.edited else self._placed
 
     @functools.cached_property
     def _placed(self) -> Interventions:
@@ -175,12 +175,9 @@ def _of_layer(interventions: Interventions, layer: int) -> Interventions:
     return dataclasses.replace(interventions, edges=moved, pattern_slots=slots, **rolled)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "wanted"))
-def _inside(
-    graph: Any, state: Any, x: Float[Array, "batch seq d_model"], edits: Any, wanted: str
-) -> Array:
+@functools.partial(jax.jit, static_argnames="wanted")
+def _inside(block: Block, x: Float[Array, "batch seq d_model"], edits: Any, wanted: str) -> Array:
     """A site's value [batch, ...] inside a block that reads x; what it doesn't need is left out."""
-    block = nnx.merge(graph, state)
     site = Edits(edits, wanted=(f"blocks.0.{wanted}",))
 
     def inside(name: str, value: jax.Array) -> jax.Array:
@@ -191,32 +188,30 @@ def _inside(
     return site.values[f"blocks.0.{wanted}"]
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@jax.jit
 def _pooled(
-    graph: Any,
-    state: Any,
+    block: Block,
     x: Float[Array, "batch seq d_model"],
     edits: Any,
     starts: Int[Array, "tiles"],
     stops: Int[Array, "tiles"],
 ) -> Float[Array, "heads tiles kv_tiles"]:
     """The largest weight of each tile of a block's patterns."""
-    pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
+    pattern = _inside(block, x, edits, "attn.pattern")[0].astype(jnp.float32)
     widest = -(-pattern.shape[-1] // encoding.THUMBNAIL)
     within = jnp.minimum(starts[:, None] + jnp.arange(widest)[None], stops[:, None] - 1)
     rows = pattern[:, within].max(2)
     return rows[:, :, within].max(3)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@jax.jit
 def _scores(
-    graph: Any,
-    state: Any,
+    block: Block,
     x: Float[Array, "batch seq d_model"],
     edits: Any,
     ids: Int[Array, "seq"],
     queries: Bool[Array, "seq"],
 ) -> Float[Array, "scores heads"]:
     """The scores of a block's heads."""
-    pattern = _inside(graph, state, x, edits, "attn.pattern")[0].astype(jnp.float32)
+    pattern = _inside(block, x, edits, "attn.pattern")[0].astype(jnp.float32)
     return scores(pattern, ids, queries)
