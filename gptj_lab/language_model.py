@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from gptj_lab.lens.trace import Trace
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted"))
-def _forward(graph, state, token_ids, dtype, wanted):
+@functools.partial(jax.jit, static_argnames=("dtype", "wanted"))
+def _forward(network: Transformer, token_ids, dtype, wanted):
     site = sites.Collector(wanted)
-    logits, _ = nnx.merge(graph, state)(token_ids, site=site, dtype=dtype)
+    logits, _ = network(token_ids, site=site, dtype=dtype)
     return logits, site.values
 
 
@@ -203,11 +203,10 @@ class LanguageModel:
             distributed.wait_for_all(f"{directory} is saved")
 
     def _run(self, token_ids: np.ndarray, wanted: tuple[str, ...]):
-        graph, state = nnx.split(self.network)
         if self.mesh is None:
-            return _forward(graph, state, token_ids, self.dtype, wanted)
+            return _forward(self.network, token_ids, self.dtype, wanted)
         padded = sharding.put_batch(token_ids, self.mesh)
-        out = _forward(graph, state, padded, self.dtype, wanted)
+        out = _forward(self.network, padded, self.dtype, wanted)
         rows = len(token_ids)
         return out if rows == len(padded) else jax.tree.map(lambda value: value[:rows], out)
 

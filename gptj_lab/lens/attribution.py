@@ -146,7 +146,7 @@ def attribute(
     rows = inputs.padded(model, ids)
     if interventions is not None:
         _check_linear(interventions, model, ids, rows.shape[1])
-    found = shares_of(*inputs.split(model), rows, position, pair, minus, interventions, model.dtype)
+    found = shares_of(model.network, rows, position, pair, minus, interventions, model.dtype)
     shares = inputs.host(found)
     shares["heads_by_token"] = shares["heads_by_token"][..., : len(ids)]
     tokens = inputs.display(model, ids)

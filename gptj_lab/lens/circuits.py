@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
@@ -143,8 +142,7 @@ def _table(model, kind, layer, head, tokens, k, distance) -> CircuitTable:
         rows = np.array([inputs.token_id_of(model, token) for token in tokens], np.int64)
     if not len(rows):
         raise ValueError("tokens is empty: give at least one token")
-    graph, state = nnx.split(_Path(model.network, layer))
-    find = functools.partial(_entries, graph, state, model.config.d_head, kind, k)
+    find = functools.partial(_entries, _Path(model.network, layer), model.config.d_head, kind, k)
     found = []
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
@@ -167,9 +165,8 @@ class _Path(weights.Ends):
         self.block = network.blocks[layer]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "d_head", "kind", "k"))
-def _entries(graph, state, d_head, kind, k, head, rows, distance) -> dict[str, jax.Array]:
-    path = nnx.merge(graph, state)
+@functools.partial(jax.jit, static_argnames=("d_head", "kind", "k"))
+def _entries(path: _Path, d_head, kind, k, head, rows, distance) -> dict[str, jax.Array]:
     if kind == "qk":
         entries = _scores(path, d_head, head, rows, distance)
     else:

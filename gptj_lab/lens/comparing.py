@@ -1,18 +1,17 @@
 """What differs between two prompts, or between a model and what a fine-tune made of it."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs, passes
 from gptj_lab.lens.prompts import check_same_length
+from gptj_lab.model.transformer import Transformer
 
 _ROWS = 256  # positions whose distribution over the vocabulary exists at a time
 
@@ -158,25 +157,23 @@ def jensen_shannon_distance(
 
 def _residuals(model: LanguageModel, ids) -> tuple[list[jax.Array], jax.Array]:
     """Each block's resid_pre [batch, padded, d_model], and the residual after the last."""
-    graph, state = inputs.split(model)
-    *read, left = passes.streams(graph, state, inputs.padded(model, ids), model.dtype)
+    *read, left = passes.streams(model.network, inputs.padded(model, ids), model.dtype)
     return read, left
 
 
 def _pattern(model, layer, residual, length) -> Float[np.ndarray, "heads seq kv_seq"]:
     """One layer's pattern, made again from the residual: all layers' at once may not fit."""
-    graph, state = nnx.split(model.network.blocks[layer])
-    pattern = inputs.host(passes.inside(graph, state, residual, "attn.pattern"))[0]
+    block = model.network.blocks[layer]
+    pattern = inputs.host(passes.inside(block, residual, "attn.pattern"))[0]
     return pattern[:, :length, :length].astype(np.float32)
 
 
 def _logprobs(model: LanguageModel, final: jax.Array) -> Iterator[Float[np.ndarray, "rows vocab"]]:
     """Next-token logprobs, some positions at a time."""
-    graph, state = inputs.split(model)
     for start in range(0, final.shape[1], _ROWS):
-        yield inputs.host(_unembedded(graph, state, final[:, start : start + _ROWS]))
+        yield inputs.host(_unembedded(model.network, final[:, start : start + _ROWS]))
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _unembedded(graph, state, residual) -> Float[Array, "rows vocab"]:
-    return jax.nn.log_softmax(nnx.merge(graph, state).unembed(residual)[0], axis=-1)
+@jax.jit
+def _unembedded(network: Transformer, residual) -> Float[Array, "rows vocab"]:
+    return jax.nn.log_softmax(network.unembed(residual)[0], axis=-1)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from gptj_lab.language_model import LanguageModel
@@ -45,8 +44,7 @@ def composition_scores(
     scores = np.zeros((config.num_layers, config.num_heads) * 2, np.float32)
     writers: list[Float[Array, "heads d_model d_head"]] = []
     for later, block in enumerate(model.network.blocks):
-        graph, state = nnx.split(block)
-        reader, writer = _reader(graph, state, mode), _writer(graph, state)
+        reader, writer = _reader(block, mode), _writer(block)
         for earlier, written in enumerate(writers):
             scores[earlier, :, later] = inputs.host(_composed(reader, written)).T
         writers.append(writer)
@@ -69,7 +67,7 @@ def head_singular_values(
         raise ValueError(f"kind is {kind!r}: 'ov' or 'qk' is needed")
     rows = []
     for block in model.network.blocks:
-        small = inputs.host(_core(*nnx.split(block), kind))
+        small = inputs.host(_core(block, kind))
         rows.append(np.linalg.svd(small.astype(np.float64), compute_uv=False))
     return np.stack(rows).astype(np.float32)
 
@@ -93,11 +91,11 @@ def copying_scores(model: LanguageModel) -> Float[np.ndarray, "layers heads"]:
     bias, to logits) over the sum of their sizes (Elhage et al. 2021). The [vocab, vocab] matrix's
     eigenvalues other than 0 are those of a [d_head, d_head] one.
     """
-    ends = nnx.split(weights.Ends(model.network))
-    middle = _embedded_to_unembedded(*ends, model.config.layer_norm_eps)
+    ends = weights.Ends(model.network)
+    middle = _embedded_to_unembedded(ends, model.config.layer_norm_eps)
     rows = []
     for block in model.network.blocks:
-        small = inputs.host(_through(*nnx.split(block), middle)).astype(np.float64)
+        small = inputs.host(_through(block, middle)).astype(np.float64)
         values = np.linalg.eigvals(small)
         sizes = np.abs(values).sum(-1)
         rows.append(values.real.sum(-1) / np.where(sizes > 0, sizes, 1))
@@ -124,10 +122,9 @@ def _triangle(tall: Float[Array, "heads d_model d_head"]) -> Float[Array, "heads
     return jnp.linalg.qr(tall, mode="r")
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "mode"))
-def _reader(graph, state, mode) -> Float[Array, "heads d_head d_model"]:
+@functools.partial(jax.jit, static_argnames="mode")
+def _reader(block: Block, mode) -> Float[Array, "heads d_head d_model"]:
     """A small factor with the norms of the later head's QK (turned to be read) or OV."""
-    block = nnx.merge(graph, state)
     if mode == "v":
         outer = writes(block)
     else:
@@ -135,9 +132,8 @@ def _reader(graph, state, mode) -> Float[Array, "heads d_head d_model"]:
     return jnp.einsum("hrd,hdm->hrm", _triangle(outer), reads(block, mode), precision=_EXACT)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _writer(graph, state) -> Float[Array, "heads d_model d_head"]:
-    block = nnx.merge(graph, state)
+@jax.jit
+def _writer(block: Block) -> Float[Array, "heads d_model d_head"]:
     read = _triangle(reads(block, "v").swapaxes(1, 2))
     return jnp.einsum("hmd,hrd->hmr", writes(block), read, precision=_EXACT)
 
@@ -154,25 +150,22 @@ def _composed(
     return both / jnp.where(size > 0, size, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "kind"))
-def _core(graph, state, kind) -> Float[Array, "heads d_head d_head"]:
+@functools.partial(jax.jit, static_argnames="kind")
+def _core(block: Block, kind) -> Float[Array, "heads d_head d_head"]:
     """A small matrix with the singular values of OV or QK."""
-    block = nnx.merge(graph, state)
     left = writes(block) if kind == "ov" else reads(block, "q").swapaxes(1, 2)
     right = reads(block, "v" if kind == "ov" else "k").swapaxes(1, 2)
     return jnp.einsum("hrd,hsd->hrs", _triangle(left), _triangle(right), precision=_EXACT)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _through(graph, state, middle) -> Float[Array, "heads d_head d_head"]:
-    block = nnx.merge(graph, state)
+@jax.jit
+def _through(block: Block, middle) -> Float[Array, "heads d_head d_head"]:
     return jnp.einsum("hdm,mn,hne->hde", reads(block, "v"), middle, writes(block), precision=_EXACT)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _embedded_to_unembedded(graph, state, eps) -> Float[Array, "d_model d_model"]:
+@jax.jit
+def _embedded_to_unembedded(ends: weights.Ends, eps) -> Float[Array, "d_model d_model"]:
     """The sum over tokens of normalised embedding times the unembedding's row."""
-    ends = nnx.merge(graph, state)
     embed = ends.embed.get_value()
     gain = weights.gain(ends.final_ln)
 

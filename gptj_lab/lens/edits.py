@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from gptj_lab.model.sites import Collector
+from gptj_lab.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from gptj_lab.lens.interventions import Interventions
@@ -132,20 +132,20 @@ def _attention(
     return jax.lax.cond(changed, change, lambda _, pattern: pattern, *scores_and_pattern)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted", "by_row"))
+@functools.partial(jax.jit, static_argnames=("dtype", "wanted", "by_row"))
 def forward(
-    graph: Any, state: Any, token_ids: jax.Array, interventions: "Interventions",
+    network: Transformer, token_ids: jax.Array, interventions: "Interventions",
     dtype: str, wanted: tuple[str, ...], by_row: tuple[str, ...] = (),
 ):  # fmt: skip
     """Logits [rows, seq, vocab], the wanted sites' values, and whether a logit is NaN."""
     edits = Edits(interventions, by_row, wanted)
-    logits, _ = nnx.merge(graph, state)(token_ids, site=edits, dtype=dtype)
+    logits, _ = network(token_ids, site=edits, dtype=dtype)
     return logits, edits.values, jnp.isnan(logits).any()
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+@functools.partial(jax.jit, static_argnames="dtype")
 def nan_flags(
-    graph: Any, state: Any, token_ids: jax.Array, interventions: "Interventions", dtype: str
+    network: Transformer, token_ids: jax.Array, interventions: "Interventions", dtype: str
 ) -> dict[str, Bool[Array, "rows seq"]]:
     """At which tokens each site's value, after the edits, holds a NaN."""
     edits, flags = Edits(interventions), {}
@@ -158,5 +158,5 @@ def nan_flags(
         flags[name] = jnp.isnan(value).any(others)
         return value
 
-    nnx.merge(graph, state)(token_ids, site=site, dtype=dtype)
+    network(token_ids, site=site, dtype=dtype)
     return flags

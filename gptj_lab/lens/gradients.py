@@ -13,7 +13,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.language_model import LanguageModel
@@ -177,8 +176,8 @@ class _Question:
         second = self.token if self.other is None else self.other
         pair = np.array([self.token, second], np.int32)
         minus = np.float32(self.other is not None)
-        graph, state = inputs.split(self.model)
-        found = _followed(graph, state, filled, self.position, pair, minus, self.model.dtype)
+        network = self.model.network
+        found = _followed(network, filled, self.position, pair, minus, self.model.dtype)
         values, gradients = inputs.host(found)
         return values[:rows], gradients[:rows]
 
@@ -201,11 +200,10 @@ def _on_mesh(rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     return sharding.put(filled, jax.sharding.NamedSharding(mesh, spec))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+@functools.partial(jax.jit, static_argnames="dtype")
 def _followed(
-    graph, state, embedded: Float[Array, "rows seq d_model"], position, pair, minus, dtype
+    network: Transformer, embedded: Float[Array, "rows seq d_model"], position, pair, minus, dtype
 ):
-    network: Transformer = nnx.merge(graph, state)
     unread = jnp.zeros(embedded.shape[:2], jnp.int32)
 
     def logit(x: jax.Array) -> tuple[jax.Array, jax.Array]:

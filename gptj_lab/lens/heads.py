@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import attention, passes
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
 from gptj_lab.model.sites import Collector
+from gptj_lab.model.transformer import Block
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -36,10 +35,9 @@ def scores(trace: Trace) -> dict[str, Float[np.ndarray, "layers heads"]]:
     model, seq = trace.model("the patterns"), len(trace.token_ids)
     layers = []
     for block, stream in zip(model.network.blocks, trace.residuals, strict=False):
-        graph, state = nnx.split(block)
         rows = passes.rows_of(model, stream)
         ids = np.pad(trace.token_ids, (0, rows.shape[1] - seq))
-        layers.append(jax.tree.map(distributed.gather, _scores(graph, state, rows, ids, seq)))
+        layers.append(jax.tree.map(distributed.gather, _scores(block, rows, ids, seq)))
     return {name: np.stack([layer[name] for layer in layers]) for name in SCORES}
 
 
@@ -102,10 +100,9 @@ def strongest(
     return [each for each in found if not np.isnan(each[2])]
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@jax.jit
 def _scores(
-    graph: Any,
-    state: Any,
+    block: Block,
     x: Float[Array, "rows seq d_model"],
     token_ids: Int[Array | np.ndarray, "seq"],
     length: int | Array,
@@ -113,7 +110,7 @@ def _scores(
     """The scores of a block's heads; tokens from `length` on are padding."""
     collect = Collector(["attn.pattern"])
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    nnx.merge(graph, state)(x, positions, None, collect)
+    block(x, positions, None, collect)
     pattern = collect.values["attn.pattern"][0]
     queries = jnp.arange(x.shape[1]) < length
     return {

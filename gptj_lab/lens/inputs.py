@@ -13,6 +13,7 @@ from gptj_lab.config import ModelConfig
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens.interventions import bucket
 from gptj_lab.mesh import distributed, sharding
+from gptj_lab.model.transformer import Transformer
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -99,16 +100,11 @@ def padded(
     return rows if model.mesh is None else sharding.put_batch(rows, model.mesh)
 
 
-def split(model: LanguageModel) -> tuple[Any, Any]:
-    """The network's graph (static under jit) and its weights."""
-    return nnx.split(model.network)
-
-
-def split_unembedding(model: LanguageModel) -> tuple[Any, Any]:
-    """As `split`, of the network without its blocks: to `unembed` many times, at a small cost."""
+def without_blocks(model: LanguageModel) -> Transformer:
+    """The network without its blocks: to `unembed` many times, at a small cost."""
     bare = copy.copy(model.network)
     bare.blocks = nnx.List()
-    return nnx.split(bare)
+    return bare
 
 
 def host(tree: Any) -> Any:

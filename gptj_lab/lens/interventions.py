@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from gptj_lab.config import ModelConfig
@@ -382,9 +381,8 @@ def run(
         interventions = Interventions.none(model, len(ids) if length is None else length)
     check_fits(interventions, model, len(ids))
     padded = np.pad(ids, (0, interventions.seq - len(ids)))[None]
-    graph, state = nnx.split(model.network)
     rows = padded if model.mesh is None else sharding.put_batch(padded, model.mesh)
-    out = forward(graph, state, rows, interventions, model.dtype, wanted)
+    out = forward(model.network, rows, interventions, model.dtype, wanted)
     logits, values, broken = jax.tree.map(distributed.gather, out)
     if broken and np.isnan(logits[0, : len(ids)]).any():
         raise ValueError(_where_nan(model, rows, interventions, len(ids)))
@@ -412,8 +410,7 @@ def check_fits(interventions: Interventions, model: "LanguageModel", tokens: int
 
 def _where_nan(model: "LanguageModel", rows: Any, interventions: Interventions, tokens: int) -> str:
     """The sentence that names the first site with a NaN; costs one more forward pass."""
-    graph, state = nnx.split(model.network)
-    flags = nan_flags(graph, state, rows, interventions, model.dtype)
+    flags = nan_flags(model.network, rows, interventions, model.dtype)
     for name in network_sites.all_of(model.config):
         found = distributed.gather(flags[name])[0, :tokens]
         if found.any():

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import fingerprint, inputs
@@ -24,6 +23,7 @@ from gptj_lab.lens.logit_lens import LogitLens, logit_lens, places_of
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
 from gptj_lab.model.sites import intervene
+from gptj_lab.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -112,12 +112,11 @@ def fit_jacobian_lens(
     rows = [ids[:seq] for ids in map(model.tokenizer.encode, texts) if len(ids) >= seq]
     if not rows:
         raise ValueError(f"no text has as many as seq={seq} tokens: give longer ones")
-    graph, state = inputs.split(model)
     layers, width = model.config.num_layers, model.config.d_model
     total = np.zeros((layers, width, width))
     for done, row in enumerate(rows, start=1):
         ids = inputs.padded(model, np.asarray(row, np.int32))
-        total += distributed.gather(_mean_derivatives(graph, state, ids, model.dtype, skip, seq))
+        total += distributed.gather(_mean_derivatives(model.network, ids, model.dtype, skip, seq))
         if progress is not None and progress(done, len(rows)):
             rows = rows[:done]
             break
@@ -137,7 +136,6 @@ def _products(
 ) -> list[np.ndarray]:
     """The products, a few at a time: at each direction's own token, or at every token."""
     model = trace.model("the rest of the network")
-    graph, state = inputs.split(model)
     ids = inputs.padded(model, trace.token_ids)
     parts = []
     for start in range(0, len(directions), _DIRECTIONS):
@@ -145,15 +143,14 @@ def _products(
         count, room = len(some), _DIRECTIONS - len(some)
         some_places = np.pad(places[start : start + _DIRECTIONS], (0, room))
         some = np.pad(some, ((0, room), (0, 0)))
-        found = _derivative(graph, state, ids, model.dtype, some_places, some, layer, own)
+        found = _derivative(model.network, ids, model.dtype, some_places, some, layer, own)
         parts.append(distributed.gather(found)[:count])
     return parts
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "own"))
+@functools.partial(jax.jit, static_argnames=("dtype", "own"))
 def _derivative(
-    graph: Any,
-    state: Any,
+    network: Transformer,
     token_ids: Int[Array | np.ndarray, "rows seq"],
     dtype: str,
     places: Int[Array | np.ndarray, "directions"],
@@ -162,7 +159,6 @@ def _derivative(
     own: bool,
 ) -> Float[Array, "directions *seq d_model"]:
     """One program for all layers: which one is moved is data."""
-    network = nnx.merge(graph, state)
     layers, width = len(network.blocks), network.embed.shape[1]
 
     def last(moved: Float[Array, "rows seq d_model"]) -> Array:
@@ -182,12 +178,11 @@ def _derivative(
     return jax.lax.map(lambda each: product(*each), (places, directions))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+@functools.partial(jax.jit, static_argnames="dtype")
 def _mean_derivatives(
-    graph: Any, state: Any, token_ids: Array | np.ndarray, dtype: str, skip: Array, seq: Array
+    network: Transformer, token_ids: Array | np.ndarray, dtype: str, skip: Array, seq: Array
 ) -> Float[Array, "layers d_model d_model"]:
     """The derivative of the summed last residuals by each layer's, mean over the tokens."""
-    network = nnx.merge(graph, state)
     rows, length = token_ids.shape
     layers, width = len(network.blocks), network.embed.shape[1]
     places = jnp.arange(length)

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import inputs
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
+from gptj_lab.model.transformer import Transformer
 
 _ROWS = 64  # positions at a time: only their distributions over the vocabulary exist together
 
@@ -176,9 +176,9 @@ def _row(
     if row == len(streams):
         yield from _chunks(trace.logits[positions])
         return
-    graph, state = inputs.split_unembedding(trace.model("the unembedding"))
+    ends = inputs.without_blocks(trace.model("the unembedding"))
     for x, count in _chunks(streams[row]):
-        yield _unembed(graph, state, x, trace.residuals.dtype.name), count
+        yield _unembed(ends, x, trace.residuals.dtype.name), count
 
 
 def _chunks(x: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -190,11 +190,11 @@ def _chunks(x: np.ndarray) -> list[tuple[np.ndarray, int]]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+@functools.partial(jax.jit, static_argnames="dtype")
 def _unembed(
-    graph: Any, state: Any, x: Float[Array | np.ndarray, "positions d_model"], dtype: str
+    ends: Transformer, x: Float[Array | np.ndarray, "positions d_model"], dtype: str
 ) -> Float[Array, "positions vocab"]:
-    return nnx.merge(graph, state).unembed(x[None].astype(dtype))[0]
+    return ends.unembed(jnp.asarray(x[None], dtype))[0]
 
 
 @functools.partial(jax.jit, static_argnames="top")

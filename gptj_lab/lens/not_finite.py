@@ -12,6 +12,7 @@ from jaxtyping import Int
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs
 from gptj_lab.model import sites
+from gptj_lab.model.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,7 @@ def first_not_finite(model: LanguageModel, prompt: inputs.Prompt) -> NotFinite |
         ValueError: as `inputs.token_ids_of`.
     """
     ids = inputs.token_ids_of(model, prompt)
-    graph, state = inputs.split(model)
-    counts = inputs.host(_counts(graph, state, inputs.padded(model, ids), model.dtype))
+    counts = inputs.host(_counts(model.network, inputs.padded(model, ids), model.dtype))
     for site in sites.all_of(model.config):
         counted = counts[site][: len(ids)]
         if counted.any():
@@ -72,8 +72,8 @@ def not_finite_weights(model: LanguageModel) -> tuple[str, ...]:
     return tuple(paths)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def _counts(graph, state, token_ids, dtype) -> dict[str, Int[jax.Array, "seq"]]:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _counts(network: Transformer, token_ids, dtype) -> dict[str, Int[jax.Array, "seq"]]:
     counts: dict[str, jax.Array] = {}
 
     def count(name: str, value: jax.Array) -> jax.Array:
@@ -84,5 +84,5 @@ def _counts(graph, state, token_ids, dtype) -> dict[str, Int[jax.Array, "seq"]]:
         counts[name] = bad.sum(others)
         return value
 
-    nnx.merge(graph, state)(token_ids, site=count, dtype=dtype)
+    network(token_ids, site=count, dtype=dtype)
     return counts

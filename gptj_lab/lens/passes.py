@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import inputs
@@ -16,6 +15,7 @@ from gptj_lab.lens.edits import place
 from gptj_lab.lens.interventions import bucket
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model.sites import Collector
+from gptj_lab.model.transformer import Block, LayerNorm, Transformer
 from gptj_lab.names import DATA
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ def residuals(
     model: LanguageModel, token_ids: Int[np.ndarray, "seq"]
 ) -> Float[np.ndarray, "rows seq d_model"]:
     """What each block reads, and what the last one leaves, in the dtype of the activations."""
-    graph, state = inputs.split(model)
-    rows = streams(graph, state, inputs.padded(model, token_ids), model.dtype)
+    rows = streams(model.network, inputs.padded(model, token_ids), model.dtype)
     return np.stack([distributed.gather(row)[0, : len(token_ids)] for row in rows])
 
 
@@ -47,14 +46,11 @@ def value(
         length = bucket(seq, model.config.context)
         return distributed.gather(model.logits(np.pad(token_ids, (0, length - seq))[None]))[0, :seq]
     if name in ("embed", "position_embed"):
-        graph, state = inputs.split(model)
-        found = _outside(graph, state, inputs.padded(model, token_ids), model.dtype, name)
+        found = _outside(model.network, inputs.padded(model, token_ids), model.dtype, name)
     elif name == "final_ln":
-        graph, state = nnx.split(model.network.final_ln)
-        found = _final_ln(graph, state, rows_of(model, streams[-1]))
+        found = _final_ln(model.network.final_ln, rows_of(model, streams[-1]))
     else:
-        graph, state = nnx.split(model.network.blocks[layer])
-        found = inside(graph, state, rows_of(model, streams[layer]), site)
+        found = inside(model.network.blocks[layer], rows_of(model, streams[layer]), site)
     row = distributed.gather(found)[0]
     return row[:, :seq, :seq] if site in ("attn.pattern", "attn.scores") else row[:seq]
 
@@ -72,32 +68,31 @@ def rows_of(
     return sharding.put(rows, jax.sharding.NamedSharding(model.mesh, spec))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def streams(graph: Any, state: Any, token_ids: jax.Array, dtype: str) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames="dtype")
+def streams(network: Transformer, token_ids: jax.Array, dtype: str) -> list[jax.Array]:
     """What each block reads, and what the last one leaves, [rows, seq, d_model] on the devices."""
-    network = nnx.merge(graph, state)
     names = [f"blocks.{layer}.resid_pre" for layer in range(len(network.blocks))]
     collect = Collector(names)
     last, _ = network.hidden(token_ids, site=collect, dtype=dtype)
     return [*(collect.values[name] for name in names), last]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "wanted"))
-def _outside(graph: Any, state: Any, token_ids: jax.Array, dtype: str, wanted: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("dtype", "wanted"))
+def _outside(network: Transformer, token_ids: jax.Array, dtype: str, wanted: str) -> jax.Array:
     collect = Collector([wanted])
-    nnx.merge(graph, state).hidden(token_ids, site=collect, dtype=dtype)
+    network.hidden(token_ids, site=collect, dtype=dtype)
     return collect.values[wanted]  # the compiler drops the rest
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _final_ln(graph: Any, state: Any, x: Float[Array, "rows seq d_model"]) -> jax.Array:
-    return nnx.merge(graph, state)(x)
+@jax.jit
+def _final_ln(norm: LayerNorm, x: Float[Array, "rows seq d_model"]) -> jax.Array:
+    return norm(x)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "wanted"))
-def inside(graph: Any, state: Any, x: Float[Array, "rows seq d_model"], wanted: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="wanted")
+def inside(block: Block, x: Float[Array, "rows seq d_model"], wanted: str) -> jax.Array:
     """The value of a site inside a block, from what the block reads."""
     collect = Collector([wanted])
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    nnx.merge(graph, state)(x, positions, None, collect)
+    block(x, positions, None, collect)
     return collect.values[wanted]

@@ -12,13 +12,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, Real
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs
 from gptj_lab.model import positions, sites
+from gptj_lab.model.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -121,9 +121,8 @@ def rotary_scores(
     check_rotary(config)
     inputs.check_head(config, layer, head)
     ids = inputs.token_ids_of(model, prompt)
-    graph, state = inputs.split(model)
     rows = inputs.padded(model, ids)
-    q, k = inputs.host(_queries_and_keys(graph, state, rows, model.dtype, layer))
+    q, k = inputs.host(_queries_and_keys(model.network, rows, model.dtype, layer))
     q, k = q[: len(ids), head], k[: len(ids), head]
     factor = 1 / math.sqrt(config.d_head) if config.scaled_attention else 1.0
     interleaved = config.positions == "rotary_interleaved"
@@ -180,12 +179,12 @@ def _dimensions(pairs: int, interleaved: bool) -> tuple[np.ndarray, np.ndarray]:
     return (2 * count, 2 * count + 1) if interleaved else (count, pairs + count)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "layer"))
+@functools.partial(jax.jit, static_argnames=("dtype", "layer"))
 def _queries_and_keys(
-    graph, state, token_ids, dtype, layer
+    network: Transformer, token_ids, dtype, layer
 ) -> tuple[Float[Array, "seq heads d_head"], Float[Array, "seq heads d_head"]]:
     names = [f"blocks.{layer}.attn.q", f"blocks.{layer}.attn.k"]
     seen = sites.Collector(names)
-    nnx.merge(graph, state).hidden(token_ids, site=seen, dtype=dtype)
+    network.hidden(token_ids, site=seen, dtype=dtype)
     q, k = (seen.values[name][0].astype(jnp.float32) for name in names)
     return q, k

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import weights
@@ -28,9 +27,9 @@ def direction(
     return jnp.sum(rows * sign[:, None], axis=0), shift
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+@functools.partial(jax.jit, static_argnames="dtype")
 def shares_of(
-    graph, state, token_ids, position, pair, minus, interventions, dtype
+    network: Transformer, token_ids, position, pair, minus, interventions, dtype
 ) -> dict[str, jax.Array]:
     """The fields of `attribution.Attribution` that are numbers, as arrays.
 
@@ -39,7 +38,6 @@ def shares_of(
         pair, minus: the token ids of two logits, of which the second counts `-minus` times.
         interventions: None for the plain forward pass.
     """
-    network: Transformer = nnx.merge(graph, state)
     wanted = ["embed", "position_embed"]
     for name in ("attn.z", "attn.v", "attn.pattern", "mlp_out"):
         wanted += [f"blocks.{layer}.{name}" for layer in range(len(network.blocks))]

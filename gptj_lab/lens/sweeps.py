@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from gptj_lab.lens.edits import HEADS, STREAMS, Edits
 from gptj_lab.lens.interventions import Interventions, Positions, check_fits, run
 from gptj_lab.mesh import distributed, sharding
+from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA
 
 if TYPE_CHECKING:
@@ -74,14 +74,13 @@ def each(
     tokens = np.tile(np.pad(ids, (0, base.seq - len(ids))), (rows, 1))
     tokens = tokens if model.mesh is None else sharding.put_batch(tokens, model.mesh)
     on_devices = _putter(model.mesh)  # what rows share is sent once
-    graph, state = nnx.split(model.network)
     for start in range(0, total, rows):
         made = [make(min(start + row, total - 1)) for row in range(rows)]
         by_row, _ = _by_row(base, made)
         shared = {name: on_devices(getattr(base, name)) for name in _arrays(base) - set(by_row)}
         interventions = dataclasses.replace(base, **shared, **_stacked(made, by_row))
         out = _forward(
-            graph, state, tokens, interventions, position, model.dtype, by_row, score_text, sites
+            model.network, tokens, interventions, position, model.dtype, by_row, score_text, sites
         )
         count = min(rows, total - start)
         whole = jax.tree.map(distributed.gather, out)
@@ -132,13 +131,12 @@ def goes_on(progress: Progress | None, done: int, total: int) -> bool:
     return progress is None or progress(done, total) is not False
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "by_row", "score_text", "wanted"))
+@functools.partial(jax.jit, static_argnames=("dtype", "by_row", "score_text", "wanted"))
 def _forward(
-    graph: Any, state: Any, token_ids: jax.Array, interventions: Interventions,
+    network: Transformer, token_ids: jax.Array, interventions: Interventions,
     position: Any, dtype: str, by_row: tuple[str, ...], score_text: bool, wanted: tuple[str, ...],
 ):  # fmt: skip
     """Logits at one position [rows, vocab], mean NLL of the prompt [rows], values of sites."""
-    network = nnx.merge(graph, state)
     edits = Edits(interventions, by_row, wanted)
     x, _ = network.hidden(token_ids, site=edits, dtype=dtype)
     if score_text:

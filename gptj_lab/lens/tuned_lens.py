@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.lens import fingerprint, inputs
+from gptj_lab.lens import fingerprint
 from gptj_lab.lens.affine_lens import AffineLens, windows
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model.sites import Collector
+from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA
 
 if TYPE_CHECKING:
@@ -71,13 +71,12 @@ def train_tuned_lens(
     )
     lens = _start(model.config)
     state, random = optimiser.init(lens), np.random.default_rng(seed)
-    graph, weights = inputs.split(model)
     history = []
     for step in range(steps):
         starts = random.integers(0, len(tokens) - seq + 1, batch)
         rows = np.stack([tokens[start : start + seq] for start in starts])
         rows = rows if model.mesh is None else sharding.put_batch(rows, model.mesh)
-        lens, state, losses = _step(graph, weights, lens, state, rows, model.dtype, optimiser)
+        lens, state, losses = _step(model.network, lens, state, rows, model.dtype, optimiser)
         history.append(distributed.gather(losses))
         if not np.isfinite(history[-1]).all():
             raise ValueError(
@@ -96,10 +95,9 @@ def _start(config: ModelConfig) -> tuple[Array, Array]:
     return jnp.zeros((layers, width, width)), jnp.zeros((layers, width))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "optimiser"), donate_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnames=("dtype", "optimiser"), donate_argnums=(1, 2))
 def _step(
-    graph: Any,
-    weights: Any,
+    network: Transformer,
     lens: tuple[Array, Array],
     state: Any,
     token_ids: Int[Array | np.ndarray, "batch seq"],
@@ -107,7 +105,6 @@ def _step(
     optimiser: optax.GradientTransformation,
 ) -> tuple[tuple[Array, Array], Any, Float[Array, "layers"]]:
     """The lens after one step, the optimiser's state, and each layer's loss before the step."""
-    network = nnx.merge(graph, weights)
     names = [f"blocks.{layer}.resid_pre" for layer in range(len(network.blocks))]
     collect = Collector(names)
     last, _ = network.hidden(token_ids, site=collect, dtype=dtype)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import inputs
@@ -16,6 +14,7 @@ from gptj_lab.lens.jacobian_lens import jacobian_lens
 from gptj_lab.lens.logit_lens import LogitLens, logit_lens
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
+from gptj_lab.model.transformer import Transformer
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
 
 if TYPE_CHECKING:
@@ -70,8 +69,8 @@ def lens_of(
     if kind != "logit":
         x = np.array(x)
         x[:-1] = lens(reading, [position], kind, tuned).streams[:, 0]
-    graph, state = inputs.split_unembedding(reading.model)
-    logits = np.array(distributed.gather(_logits(graph, state, x)))
+    ends = inputs.without_blocks(reading.model)
+    logits = np.array(distributed.gather(_logits(ends, x)))
     logits[-1] = reading.logits[position]
     own = logits[:, ids]
     ranks = (logits[:, None, :] > own[:, :, None]).sum(-1)
@@ -123,6 +122,6 @@ def _pushed(
     return np.stack([reading.pushed[each] for each in positions], 1)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _logits(graph: Any, state: Any, x: Float[Array, "rows d_model"]) -> Float[Array, "rows vocab"]:
-    return nnx.merge(graph, state).unembed(x[None])[0]
+@jax.jit
+def _logits(ends: Transformer, x: Float[Array, "rows d_model"]) -> Float[Array, "rows vocab"]:
+    return ends.unembed(x[None])[0]

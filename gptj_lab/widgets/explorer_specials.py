@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.lens import rotary, weights
@@ -87,17 +85,16 @@ def ledger(reading: Reading, position: int) -> Ledger:
     final = reading.residuals[-1, position].astype(np.float32)
     scale = 1 / np.sqrt(final.var() + reading.model.config.layer_norm_eps)
     flat = np.stack(writes).reshape(-1, final.shape[0])
-    graph, state = nnx.split(weights.Ends(reading.model.network))
-    told = jax.tree.map(distributed.gather, _promoted(graph, state, flat, np.float32(scale)))
+    ends = weights.Ends(reading.model.network)
+    told = jax.tree.map(distributed.gather, _promoted(ends, flat, np.float32(scale)))
     ids, logits = (each.reshape(len(norms), 2, TOP) for each in told)
     return Ledger(np.array(norms, np.float32), ids.astype(np.int32), logits)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@jax.jit
 def _promoted(
-    graph: Any, state: Any, writes: Float[Array, "writes d_model"], scale: Float[Array, ""]
+    ends: weights.Ends, writes: Float[Array, "writes d_model"], scale: Float[Array, ""]
 ) -> tuple[Array, Array]:
-    ends = nnx.merge(graph, state)
     read = read_at_the_end(ends.final_ln, writes) * scale
     values, ids = jax.lax.top_k(read @ weights.unembedding(ends).T, TOP)
     return ids, jnp.asarray(values, jnp.float32)

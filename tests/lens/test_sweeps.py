@@ -165,10 +165,9 @@ def test_a_chunk_stays_within_its_bytes(gptj):
     assert sweeps._rows(1000, 0, mesh) == 2 and sweeps._rows(1000, 5, mesh) == 4
     # What the compiler reserves for a row of 64 tokens is no more than what is reckoned with.
     assert gptj.config.context == none.seq == 64
-    graph, state = nnx.split(gptj.network)
     many = {name: np.stack([getattr(none, name)] * 8) for name in sweeps._SMALL}
     compiled = sweeps._forward.lower(
-        graph, state, np.zeros((8, 64), np.int32), dataclasses.replace(none, **many), 59,
+        gptj.network, np.zeros((8, 64), np.int32), dataclasses.replace(none, **many), 59,
         "float32", tuple(sorted(sweeps._SMALL)), False, (),
     ).compile()  # fmt: skip
     assert compiled.memory_analysis().temp_size_in_bytes <= 8 * row

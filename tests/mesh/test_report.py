@@ -16,9 +16,8 @@ from gptj_lab.model.cache import empty_cache
 
 
 def whole_program(model, batch, seq, wanted=()):
-    graph, params = nnx.split(model.network)
     ids = sharding.put_batch(np.zeros((batch, seq), np.int32), model.mesh)
-    lowered = language_model._forward.lower(graph, params, ids, "float32", wanted)
+    lowered = language_model._forward.lower(model.network, ids, "float32", wanted)
     return report.collectives(lowered.compile().as_text(), model.mesh)
 
 

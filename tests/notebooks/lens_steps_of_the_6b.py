@@ -38,7 +38,8 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
 
     graph, state = nnx.split(network)
     state = programs.placed(state, config, mesh, dtype)
-    whole, block = (graph, state), (nnx.split(network.blocks[0])[0], state["blocks"][0])
+    network = nnx.merge(graph, state)
+    block = network.blocks[0]
     none = Interventions.none(cast(Any, _Shape(config)), seq)
     changed = jax.tree.map(lambda leaf: on_it(np.shape(leaf), np.asarray(leaf).dtype), none)
     ids = on_it((1, seq), jnp.int32)
@@ -47,19 +48,19 @@ def steps(name: str, weights: str, topology: str, tokens: str) -> dict[str, prog
     row, tiles = on_it((seq,), jnp.int32), on_it((explorer_encoding.THUMBNAIL,), jnp.int32)
     x = on_it((1, seq, config.d_model), jnp.dtype(dtype))
     return {
-        "trace": programs.Program(Step(passes.streams, dict(dtype=dtype)), (*whole, ids)),
+        "trace": programs.Program(Step(passes.streams, dict(dtype=dtype)), (network, ids)),
         "read": programs.Program(
-            Step(edits.forward, dict(dtype=dtype, wanted=sites)), (*whole, ids, changed)
+            Step(edits.forward, dict(dtype=dtype, wanted=sites)), (network, ids, changed)
         ),
         "pattern": programs.Program(
-            Step(explorer_reading._inside, dict(wanted="attn.pattern")), (*block, x, changed)
+            Step(explorer_reading._inside, dict(wanted="attn.pattern")), (block, x, changed)
         ),
         "thumbnails": programs.Program(
-            Step(explorer_reading._pooled, {}), (*block, x, changed, tiles, tiles)
+            Step(explorer_reading._pooled, {}), (block, x, changed, tiles, tiles)
         ),
         "scores": programs.Program(
             Step(explorer_reading._scores, {}),
-            (*block, x, changed, row, on_it((seq,), jnp.bool_)),
+            (block, x, changed, row, on_it((seq,), jnp.bool_)),
         ),
     }
 
