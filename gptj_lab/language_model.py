@@ -170,7 +170,7 @@ class LanguageModel:
     def twin(self) -> LanguageModel:
         """Another model on the same arrays: what is set in one doesn't change the other."""
         other = copy.copy(self)
-        other.network = nnx.clone(self.network)
+        other.network = jax.tree.map(lambda leaf: leaf, self.network)
         return other
 
     def save(self, directory: Path | str) -> None:

@@ -45,7 +45,7 @@ OUTER_SITES = ("embed", "position_embed", "final_ln", "logits")
 
 def all_sites(
     num_layers: int, *, parallel: bool, shared_layer_norm: bool, learned_positions: bool
-) -> list[str]:
+) -> tuple[str, ...]:
     """Every site of a network of `num_layers` blocks, in the order of the computation."""
     absent = {
         "resid_mid": parallel,
@@ -56,4 +56,4 @@ def all_sites(
     blocks = [
         f"blocks.{i}.{s}" for i in range(num_layers) for s in BLOCK_SITES if not absent.get(s)
     ]
-    return [*(s for s in before if not absent.get(s)), *blocks, "final_ln", "logits"]
+    return (*(s for s in before if not absent.get(s)), *blocks, "final_ln", "logits")

@@ -6,6 +6,7 @@ are static, so that an unused site leaves no trace in the compiled program.
 
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -51,7 +52,8 @@ def intervene(replacements: Mapping[str, Callable[[jax.Array], jax.Array]]) -> S
     return site
 
 
-def all_of(config: ModelConfig) -> list[str]:
+@functools.cache
+def all_of(config: ModelConfig) -> tuple[str, ...]:
     """Every site of the network that the config describes, in the order of the computation."""
     return names.all_sites(
         config.num_layers,

@@ -191,7 +191,7 @@ def test_capture_changes_nothing_and_sites_are_complete(relative):
     collector = sites.Collector(wanted)
     logits, _ = network(ids(), site=collector)
     assert (logits == network(ids())[0]).all()
-    assert list(collector.values) == wanted
+    assert tuple(collector.values) == wanted
     windows = [config.local_window(layer) for layer in range(config.num_layers)]
     for layer, window in enumerate(windows):
         pattern = collector.values[f"blocks.{layer}.attn.pattern"]
