@@ -44,7 +44,8 @@ CanvasRenderingContext2D.prototype.drawImage = function (...all) {
 # act(what) → [milliseconds until it is seen, messages to the kernel until then]
 _ACTS = """() => {
   const root = [...document.querySelectorAll(".gptj-explorer")].at(-1);
-  const next = root.querySelector(".gx-next-pane .gx-next"), status = root.querySelector(".gx-status");
+  const next = root.querySelector(".gx-next-pane .gx-next");
+  const status = root.querySelector(".gx-status");
   const grid = root.querySelector(".gx-grid"), prompt = root.querySelector(".gx-prompt");
   const box = root.querySelector(".gx-matrix-pane .gx-heat");
   const key = (node, name, more = {}) => node.dispatchEvent(
@@ -79,7 +80,8 @@ _ACTS = """() => {
       const bounds = box.querySelector("canvas").getBoundingClientRect();
       column = (column + 1) % 5;
       box.dispatchEvent(new PointerEvent("pointermove", { bubbles: true,
-        clientX: bounds.left + 84 + (0.01 + 0.04 * column) * (bounds.width - 90), clientY: bounds.bottom - 8 }));
+        clientX: bounds.left + 84 + (0.01 + 0.04 * column) * (bounds.width - 90),
+        clientY: bounds.bottom - 8 }));
       return box.offsetWidth; // what it changed is laid out
     },
   };
