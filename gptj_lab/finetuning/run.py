@@ -101,6 +101,11 @@ class Run:
         return self._loop.step
 
     @property
+    def weights_step(self) -> int:
+        """The step that the model's weights are of: before `step` where a failure put them back."""
+        return self._loop.weights_step
+
+    @property
     def steps(self) -> int:
         """Of the whole run."""
         return self._loop.steps
@@ -247,7 +252,7 @@ class Run:
             ValueError: there is no best model.
         """
         method = self._chosen.method
-        step, model = self.best_state() if best else (self._loop.weights_step, self.model)
+        step, model = self.best_state() if best else (self.weights_step, self.model)
         if isinstance(method, LoRA):
             export.save_adapter(model, directory, method.name)
         elif isinstance(method, SoftPrompt):

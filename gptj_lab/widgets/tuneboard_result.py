@@ -31,7 +31,7 @@ class Result:
     def __init__(self, run: Run):
         self.run, self.base = run, run.base
         self._tuned = run.model
-        self.step = self._seen = run.step
+        self.step = self._seen = run.weights_step
         self.model = self._tuned.twin()
         self.model.name = ", ".join(filter(None, (self.base.name, "tuned")))
         self._scale, self._best = 1.0, False
@@ -47,8 +47,9 @@ class Result:
 
     @best.setter
     def best(self, best: bool) -> None:
-        self.step, self._tuned = self.run.best_state() if best else (self.run.step, self.run.model)
-        self._best, self._seen = bool(best), self.run.step
+        run = self.run
+        self.step, self._tuned = run.best_state() if best else (run.weights_step, run.model)
+        self._best, self._seen = bool(best), run.weights_step
         self.scale = self._scale
 
     @property
@@ -77,7 +78,7 @@ class Result:
 
     def refresh(self) -> LanguageModel:
         """`model`, of the weights that the run has now; of the best ones when it has ended."""
-        if self.run.step != self._seen and not (self._best and self.run.status in ACTIVE):
+        if self.run.weights_step != self._seen and not (self._best and self.run.status in ACTIVE):
             self.best = self._best
         return self.model
 

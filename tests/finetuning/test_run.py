@@ -220,6 +220,7 @@ def test_an_absurd_learning_rate_leaves_weights_that_work(tune, model, tmp_path,
     assert np.isfinite(np.asarray(run.model.logits([[1, 2, 3]]))).all()
     saved = run.save(tmp_path / "saved")
     assert saved < run.step and f"its weights are those after step {saved}." in run.error
+    assert run.weights_step == saved
 
 
 def test_a_step_is_computed_as_the_run_was_told(tune, monkeypatch):

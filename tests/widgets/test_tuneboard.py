@@ -480,7 +480,8 @@ class Told:
 
     def __init__(self, **fields):
         self.base_loss, self.history, self.evaluations, self.notes = 3.0, [], [], []
-        self.status, self.step, self.steps, self.settings = "finished", 8, 8, {}
+        self.status, self.steps, self.settings = "finished", 8, {}
+        self.step = self.weights_step = 8
         vars(self).update(fields)
 
 
@@ -533,6 +534,17 @@ def test_weights_without_adapters_are_weighed_along_the_line(tiny_model):
         result.scale = scale
         np.testing.assert_allclose(shown.network.head.weight.get_value(), before + more, rtol=1e-6)
     np.testing.assert_array_equal(shown.logits([[1, 2]]), tiny_model.logits([[1, 2]]))
+
+
+def test_weights_that_were_put_back_are_shown_with_their_own_step(tiny_model):
+    run = Told(base=tiny_model, model=tiny_model.twin())
+    result = Result(run)
+    assert result.step == 8
+    run.status, run.weights_step, run.model = "failed", 3, tiny_model.twin()
+    head = run.model.network.head.weight
+    head.set_value(head.get_value() + 1)
+    np.testing.assert_array_equal(result.refresh().logits([[1, 2]]), run.model.logits([[1, 2]]))
+    assert result.step == 3 and "by step 3." in result.words()
 
 
 def test_the_front_end():
