@@ -12,7 +12,7 @@ from gptj_lab.finetuning import lora, soft_prompts
 from gptj_lab.finetuning.packing import Batch
 from gptj_lab.model import narrow, sites
 from gptj_lab.model.cross_entropy import PIECE, cross_entropy
-from gptj_lab.model.transformer import Transformer
+from gptj_lab.model.transformer import Block, Transformer
 
 # What the backward pass finds again, by name; the rest it computes once more.
 REMAT = {
@@ -79,15 +79,14 @@ def _loss(
     if network.soft_prompt is not None:
         ids, positions, segments = soft_prompts.before(network, ids, positions, segments)
     x = network.embedded(ids, positions, dtype)
+
+    def through(block: Block, x: Array) -> Array:
+        return block(x, positions, None, sites.ignore, segments)[0]
+
+    if remat is not None:
+        through = jax.checkpoint(through, policy=REMAT[remat])
     for block in network.blocks:
-        graph, state = nnx.split(block)
-
-        def through(state: Any, x: Array, graph: Any = graph) -> Array:
-            return nnx.merge(graph, state)(x, positions, None, sites.ignore, segments)[0]
-
-        if remat is not None:
-            through = jax.checkpoint(through, policy=REMAT[remat], static_argnums=2)
-        x = through(state, x, graph)
+        x = through(block, x)
     total = cross_entropy(network, x[:, -targets.shape[1] :], targets, weights, piece)
     return total / jnp.maximum(weights.sum(), 1)
 

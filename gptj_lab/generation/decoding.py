@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gptj_lab.config import ModelConfig
 from gptj_lab.generation import sampling
@@ -335,20 +334,18 @@ class _Form:
     A chunk's call spends 0.4 to 0.9 ms less than with NNX's graph, hashed and compared anew.
     """
 
-    graph: Any
     structure: Any
 
     def of(self, weights: list[jax.Array]) -> Any:  # a Transformer
-        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, weights))
+        return jax.tree.unflatten(self.structure, weights)
 
 
 _form = functools.cache(_Form)
 
 
 def _split(network: Transformer) -> tuple[_Form, list[jax.Array]]:
-    graph, params = nnx.split(network)
-    weights, structure = jax.tree.flatten(params)
-    return _form(graph, structure), weights
+    weights, structure = jax.tree.flatten(network)
+    return _form(structure), weights
 
 
 @functools.partial(

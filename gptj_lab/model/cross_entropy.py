@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.model import narrow
@@ -37,19 +36,20 @@ def cross_entropy(
         padded = jnp.pad(values, (*room, *((0, 0),) * (values.ndim - 2)))
         return padded.reshape(batch, count, piece, *values.shape[2:]).swapaxes(0, 1)
 
-    graph, state = nnx.split((network.final_ln, network.embed, network.head))
+    ends = network.final_ln, network.embed, network.head
 
     @jax.checkpoint
-    def one(state: Any, x: Array, targets: Array, weights: Array) -> Array:
-        logits = _logits(*nnx.merge(graph, state), x)
+    def one(ends: Any, x: Array, targets: Array, weights: Array) -> Array:
+        norm, embed, head = ends
+        logits = _logits(norm, embed, head, x)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return (nats * weights).sum()
 
     if count == 1:
-        return one(state, x, targets, weights)
+        return one(ends, x, targets, weights)
 
     def step(total: Array, each: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + one(state, *each), None
+        return total + one(ends, *each), None
 
     each = (pieces(x), pieces(targets), pieces(weights.astype(jnp.float32)))
     return jax.lax.scan(step, jnp.zeros(()), each)[0]
