@@ -126,7 +126,7 @@ class LanguageModel:
     def trace(
         self,
         prompt: str | Sequence[int] | np.ndarray,
-        sites: Sequence[str] | None = None,
+        sites: str | Sequence[str] | None = None,
     ) -> Trace:
         """What every place of the network held while it read one prompt: site to value.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from gptj_lab.lens.inputs import Prompt, token_id_of, token_ids_of
 from gptj_lab.lens.interventions import Interventions, run
 from gptj_lab.lens.prompts import check_same_length, kl, log_softmax, nll_of, shown
-from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, store, use
+from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, largest, store, use
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -49,6 +49,10 @@ class Effects:
     answer: int
     instead: int | None
     plain_logits: Float[np.ndarray, "vocab"]
+
+    def __repr__(self) -> str:
+        said = f"{self.component} ablated: largest changes of log p(token {self.answer}), in nats"
+        return "\n".join([said, *largest(self.logprob, "head")])
 
 
 def means(model: "LanguageModel", texts: str | Sequence[Any]) -> Means:

@@ -89,7 +89,7 @@ def qk_table(
     model: LanguageModel,
     layer: int,
     head: int,
-    tokens: Sequence[str | int] | None = None,
+    tokens: str | int | Sequence[str | int] | None = None,
     k: int = 10,
     distance: int = 0,
 ) -> CircuitTable:
@@ -116,7 +116,7 @@ def ov_table(
     model: LanguageModel,
     layer: int,
     head: int,
-    tokens: Sequence[str | int] | None = None,
+    tokens: str | int | Sequence[str | int] | None = None,
     k: int = 10,
 ) -> CircuitTable:
     """For tokens that are read, the next tokens whose logits the head raises and lowers most.
@@ -139,9 +139,7 @@ def _table(model, kind, layer, head, tokens, k, distance) -> CircuitTable:
     if tokens is None:
         rows = np.arange(vocab)
     else:
-        rows = np.array([inputs.token_id_of(model, token) for token in tokens], np.int64)
-    if not len(rows):
-        raise ValueError("tokens is empty: give at least one token")
+        rows = inputs.several_ids(model, tokens)
     find = functools.partial(_entries, _Path(model.network, layer), model.config.d_head, kind, k)
     found = []
     for start in range(0, len(rows), _ROWS):

@@ -104,8 +104,11 @@ def check_same_shape(model: LanguageModel, other: LanguageModel) -> None:
     """Nothing, if both have as many layers, heads and tokens in the vocabulary.
 
     Raises:
+        TypeError: the other isn't a model.
         ValueError: they don't; the message names what differs.
     """
+    if not hasattr(other, "network"):
+        raise TypeError(f"other is {other!r}: a LanguageModel is needed, gptj_lab.load(...)")
     for field in ("num_layers", "num_heads", "vocab_size"):
         mine, theirs = getattr(model.config, field), getattr(other.config, field)
         if mine != theirs:

@@ -25,6 +25,8 @@ def token_ids_of(model: LanguageModel, prompt: Prompt) -> Int[np.ndarray, "seq"]
         ValueError: no token, ids outside the vocabulary, or more tokens than the context.
     """
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(ids, Sequence | np.ndarray):
+        raise TypeError(f"the prompt is {prompt!r}: a text or token ids are needed")
     if not len(ids):
         raise ValueError(f"the prompt {prompt!r} has no tokens: at least one is needed")
     return model._checked([ids])[0]
@@ -53,6 +55,21 @@ def token_id_of(model: LanguageModel, token: str | int, what: str = "token") -> 
             f"{what} is {token}: ids from 0 to {model.config.vocab_size - 1} are in the vocabulary"
         )
     return int(token)
+
+
+def several_ids(
+    model: LanguageModel, tokens: str | int | Sequence[str | int]
+) -> Int[np.ndarray, "tokens"]:
+    """The ids of tokens, each given as its text or its id; a single one is a list of one.
+
+    Raises:
+        TypeError, ValueError: as `token_id_of`; no tokens.
+    """
+    alone = isinstance(tokens, str | int | np.integer)
+    ids = [token_id_of(model, token) for token in ([tokens] if alone else tokens)]
+    if not ids:
+        raise ValueError("tokens is empty: give at least one token")
+    return np.array(ids, np.int32)
 
 
 def position_of(position: int, length: int) -> int:

@@ -357,7 +357,7 @@ def run(
     model: "LanguageModel",
     token_ids: Sequence[int] | Int[np.ndarray, "seq"],
     interventions: Interventions | None = None,
-    sites: Sequence[str] = (),
+    sites: str | Sequence[str] = (),
     length: int | None = None,
 ) -> tuple[Float[np.ndarray, "seq vocab"], Mapping[str, np.ndarray]]:
     """Float32 logits of one prompt under interventions, and the values at sites after the edits.

@@ -63,30 +63,26 @@ class LogitLens:
         parts = _row(self.trace, row, self.positions, self.streams)
         return np.concatenate([distributed.gather(logits)[:count] for logits, count in parts])
 
-    def of(self, tokens: Sequence[int | str]) -> TokensOverLayers:
+    def of(self, tokens: str | int | Sequence[int | str]) -> TokensOverLayers:
         """Log-probability and rank of chosen tokens at each row and position.
 
         Args:
-            tokens: ids, or texts that are one token each (" cat").
+            tokens: ids, or texts that are one token each (" cat"); one or several.
 
         Raises:
             ValueError: no tokens, ids outside the vocabulary, or a text of several tokens.
         """
         model = self.trace.model("the unembedding")
-        ids = [inputs.token_id_of(model, token) for token in tokens]
-        if not ids:
-            raise ValueError("tokens is empty: at least one token is needed")
+        ids = inputs.several_ids(model, tokens)
         logprobs, ranks = [], []
         for row in range(len(self.rows)):
             parts = [
-                [distributed.gather(each)[:count] for each in _told_of(logits, np.asarray(ids))]
+                [distributed.gather(each)[:count] for each in _told_of(logits, ids)]
                 for logits, count in _row(self.trace, row, self.positions, self.streams)
             ]
             logprobs.append(np.concatenate([part[0] for part in parts]).T)
             ranks.append(np.concatenate([part[1] for part in parts]).T)
-        return TokensOverLayers(
-            np.asarray(ids, np.int32), np.stack(logprobs, axis=1), np.stack(ranks, axis=1)
-        )
+        return TokensOverLayers(ids, np.stack(logprobs, axis=1), np.stack(ranks, axis=1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,6 +98,10 @@ class TokensOverLayers:
     token_ids: Int[np.ndarray, "tokens"]
     logprobs: Float[np.ndarray, "tokens rows positions"]
     ranks: Int[np.ndarray, "tokens rows positions"]
+
+    def __repr__(self) -> str:
+        tokens, rows, positions = self.ranks.shape
+        return f"TokensOverLayers({tokens} tokens, {rows} rows, {positions} positions)"
 
 
 def logit_lens(

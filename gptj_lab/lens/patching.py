@@ -10,7 +10,7 @@ from gptj_lab.lens.edits import HEADS, OUTSIDE, WIDE
 from gptj_lab.lens.inputs import Prompt, token_ids_of
 from gptj_lab.lens.interventions import Interventions, Positions
 from gptj_lab.lens.prompts import Pair, traced_pair
-from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, store, use
+from gptj_lab.lens.sweeps import CHUNK_BYTES, Progress, each, goes_on, largest, store, use
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -32,6 +32,11 @@ class Patching:
     axes: tuple[str, str]
     recovered: Float[np.ndarray, "layers columns"]
     pair: Pair
+
+    def __repr__(self) -> str:
+        said = f"{self.site} patched: what brings most of the answer back (1: all of it, 0: none)"
+        column = "head" if self.axes[1] == "heads" else "position"
+        return "\n".join([said, *largest(self.recovered, column)])
 
     @property
     def complete(self) -> bool:

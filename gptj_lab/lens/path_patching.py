@@ -11,7 +11,7 @@ from gptj_lab.lens.edits import place
 from gptj_lab.lens.inputs import Prompt
 from gptj_lab.lens.interventions import Interventions
 from gptj_lab.lens.prompts import Pair, traced_pair
-from gptj_lab.lens.sweeps import CHUNK_BYTES, Chunk, Progress, each, goes_on, store, use
+from gptj_lab.lens.sweeps import CHUNK_BYTES, Chunk, Progress, each, goes_on, largest, store, use
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -34,6 +34,11 @@ class PathPatching:
     receivers: str | tuple[Receiver, ...]
     recovered: Float[np.ndarray, "layers heads"]
     pair: Pair
+
+    def __repr__(self) -> str:
+        to = "the logits" if self.receivers == "logits" else f"{len(self.receivers)} receivers"
+        said = f"paths to {to}: what brings most of the answer back (1: all of it, 0: none)"
+        return "\n".join([said, *largest(self.recovered, "head")])
 
 
 def senders(

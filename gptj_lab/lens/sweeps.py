@@ -126,6 +126,17 @@ def use(
     return dataclasses.replace(interventions, **changed)
 
 
+def largest(values: Float[np.ndarray, "layers *columns"], column: str, count: int = 5) -> list[str]:
+    """Lines about the places of largest magnitude of a sweep; what was cancelled is left out."""
+    order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1.0), axis=None, kind="stable")
+    lines = []
+    for layer, *places in (np.unravel_index(i, values.shape) for i in order[:count]):
+        where = "".join(f", {column} {place}" for place in places)
+        lines.append(f"  layer {layer}{where:<14} {values[layer, *places]:+.4f}")
+    missing = int(np.isnan(values).sum())
+    return lines[: values.size - missing] + [f"  {missing} not computed"] * (missing > 0)
+
+
 def goes_on(progress: Progress | None, done: int, total: int) -> bool:
     """Tells `progress` how far a sweep is; False if it answered False, which cancels."""
     return progress is None or progress(done, total) is not False

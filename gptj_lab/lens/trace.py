@@ -80,7 +80,7 @@ class Trace(Mapping[str, np.ndarray]):
 
     @classmethod
     def of(
-        cls, model: LanguageModel, prompt: inputs.Prompt, sites: Sequence[str] | None = None
+        cls, model: LanguageModel, prompt: inputs.Prompt, sites: str | Sequence[str] | None = None
     ) -> Trace:
         """The trace of a text or of token ids by any model, on one device or a mesh.
 
@@ -191,7 +191,7 @@ class Trace(Mapping[str, np.ndarray]):
             )
         return self._model
 
-    def save(self, file: Path | str, sites: Sequence[str] = ()) -> None:
+    def save(self, file: Path | str, sites: str | Sequence[str] = ()) -> None:
         """Writes tokens, residuals and the values of some more sites as one safetensors file.
 
         Args:
@@ -219,7 +219,7 @@ class Trace(Mapping[str, np.ndarray]):
         return trace_files.read(cls, Path(file), model)
 
 
-def match(patterns: Sequence[str], config: ModelConfig) -> list[str]:
+def match(patterns: str | Sequence[str], config: ModelConfig) -> list[str]:
     """As `gptj_lab.model.sites.match`; the error is a KeyError too, as a mapping's should be."""
     try:
         return network_sites.match(patterns, config)

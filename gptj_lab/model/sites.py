@@ -63,7 +63,7 @@ def all_of(config: ModelConfig) -> tuple[str, ...]:
     )
 
 
-def match(patterns: Sequence[str], config: ModelConfig) -> list[str]:
+def match(patterns: str | Sequence[str], config: ModelConfig) -> list[str]:
     """The sites that the patterns name (`*` stands for anything), in the network's order.
 
     Raises:
@@ -71,7 +71,7 @@ def match(patterns: Sequence[str], config: ModelConfig) -> list[str]:
     """
     known = all_of(config)
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = fnmatch.filter(known, pattern)
         if not hits:
             if pattern.endswith("resid_mid") and config.parallel:
@@ -79,7 +79,7 @@ def match(patterns: Sequence[str], config: ModelConfig) -> list[str]:
                     f"{pattern}: {config.family_title}'s blocks are parallel (attention and MLP "
                     "both read resid_pre), so there is no resid_mid"
                 )
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
             raise ValueError(f"no site is named {pattern!r}: the nearest are {', '.join(near)}")
         found.update(hits)
     return [site for site in known if site in found]

@@ -108,6 +108,8 @@ def test_learned_positions_are_left_out():
     model = small_model("gpt2")
     near, far = (qk_table(model, 0, 0, TOKENS, distance=d).values for d in (0, 9))
     assert (near == far).all()
+    one, alone = qk_table(model, 0, 0, TOKENS[:1]), qk_table(model, 0, 0, TOKENS[0])
+    assert (one.ids == alone.ids).all() and alone.rows.tolist() == one.rows.tolist()
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,5 @@ def test_the_distance_is_between_0_and_1_and_symmetric():
 def test_what_cannot_be_compared_is_refused(gptj, call, said):
     with pytest.raises(ValueError, match=said):
         call(gptj)
+    with pytest.raises(TypeError, match="other is 'pocket': a LanguageModel is needed"):
+        compare_models(gptj, "pocket", PROMPT)

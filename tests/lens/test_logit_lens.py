@@ -145,6 +145,9 @@ def test_rows_and_tokens_that_are_not_there(gptj):
     for tokens, words in ((["the cat"], "tokens"), ([304], "ids from 0 to 303"), ([], "empty")):
         with pytest.raises(ValueError, match=words):
             lens.of(tokens)
+    for token in (7, gptj.tokenizer.decode([7])):  # one needs no list around it
+        assert lens.of(token).token_ids.tolist() == [7]
+    assert repr(lens.of(7)) == "TokensOverLayers(1 tokens, 4 rows, 1 positions)"
 
 
 def test_nan_is_named(gptj):

@@ -138,6 +138,20 @@ def test_chunks_of_any_size_give_the_same_grid_and_say_how_far_they_are(gptj):
     assert (np.isnan(stopped.recovered.ravel()) == (np.arange(8) >= 3)).all()
     effects = ablation.heads(gptj, CLEAN, chunk_bytes=1, progress=lambda done, total: False)
     assert np.isnan(effects.logprob).sum() == 7 and effects.logit_difference is None
+    change = f"  layer 0, head 0 {effects.logprob[0, 0]:+13.4f}"
+    assert repr(effects).splitlines()[1:] == [change, "  7 not computed"]
+
+
+def test_results_show_their_largest_effects_first(gptj):
+    found = patching.positions(gptj, CLEAN, CORRUPT, **NAMED)
+    said, first, *_ = repr(found).splitlines()
+    layer, place = np.unravel_index(np.abs(found.recovered).argmax(), found.recovered.shape)
+    assert said.startswith("resid_pre patched") and len(repr(found).splitlines()) == 6
+    assert first.split() == f"layer {layer}, position {place} {found.recovered.max():+.4f}".split()
+    paths = path_patching.senders(gptj, CLEAN, CORRUPT, [(1, 0, "q"), (1, 2, "k")], **NAMED)
+    assert repr(paths).startswith("paths to 2 receivers: what brings most of the answer back")
+    mlps = repr(ablation.mlps(gptj, CLEAN)).splitlines()
+    assert mlps[0].startswith("mlps ablated") and len(mlps) == 3 and "head" not in mlps[1]
 
 
 def test_sweeps_of_other_prompts_and_components_compile_nothing(gptj):

@@ -179,6 +179,7 @@ def test_two_thousand_tokens_keep_residuals_only():
         ("blocks.1.attn.patern", "nearest are blocks.1.attn.pattern"),
         ("blocks.3.ln", "no site is named 'blocks.3.ln'"),
         ("blocks.*.ln", "is a pattern"),
+        ("foo", "no site is named 'foo': the nearest are [a-z]"),
     ],
 )
 def test_sites_that_are_not_there(gptj, name, words):
@@ -192,6 +193,12 @@ def test_sites_that_are_not_there(gptj, name, words):
             gptj.trace(PROMPT, sites=[name])
         with pytest.raises(ValueError, match=words):
             trace.axes(name)
+
+
+def test_one_pattern_needs_no_list_and_no_prompt_is_a_sentence(gptj):
+    assert [*gptj.trace(PROMPT, "blocks.*.ln")] == [f"blocks.{i}.ln" for i in range(3)]
+    with pytest.raises(TypeError, match="the prompt is None: a text or token ids are needed"):
+        gptj.trace(None)
 
 
 @pytest.mark.parametrize("name", ["blocks.1.mlp_out", "blocks.0.ln", "embed", "final_ln"])
