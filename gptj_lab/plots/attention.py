@@ -32,9 +32,9 @@ def heads_grid(
         marked: (layer, head) pairs that get a frame.
 
     Raises:
-        ValueError: a marked head that isn't there.
+        TypeError, ValueError: no such array; a marked head that isn't there.
     """
-    shares = np.asarray(patterns, np.float32)
+    shares = style.numbers("patterns", patterns, "layers", "heads", "seq", "kv_seq")
     layers, heads, seq, _ = shares.shape
     for layer, head in marked:
         if not (0 <= layer < layers and 0 <= head < heads):
@@ -83,9 +83,9 @@ def attention_head(
         key_tokens: of the columns, where they differ.
 
     Raises:
-        ValueError: not as many tokens as rows, or columns.
+        TypeError, ValueError: no such array; not as many tokens as rows, or columns.
     """
-    shares = np.array(pattern, np.float32)
+    shares = style.numbers("pattern", pattern, "seq", "kv_seq").copy()
     keys = tokens if key_tokens is None else key_tokens
     style.check_length("tokens", len(tokens), shares.shape[0], "rows in the pattern")
     style.check_length("tokens of the columns", len(keys), shares.shape[1], "columns")

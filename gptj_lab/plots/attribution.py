@@ -33,9 +33,9 @@ def attribution_waterfall(
         most: how many parts are shown; the others are one bar.
 
     Raises:
-        ValueError: not as many names as values.
+        TypeError, ValueError: no such array; not as many names as values.
     """
-    adds = np.asarray(values, np.float64)
+    adds = style.numbers("values", values, "parts", dtype=np.float64)
     style.check_length("names of the parts", len(parts), len(adds), "values")
     order = np.argsort(-np.abs(adds), kind="stable")
     first, rest = order[:most], order[most:]
@@ -97,9 +97,9 @@ def token_values(
         signed: draw around 0, blue above and orange below.
 
     Raises:
-        ValueError: not as many tokens as values.
+        TypeError, ValueError: no such array; not as many tokens as values.
     """
-    numbers = np.asarray(values, np.float32)
+    numbers = style.numbers("values", values, "seq")
     style.check_length("tokens", len(tokens), len(numbers), "values")
     a_row = min(12, len(numbers))
     rows = -(-len(numbers) // a_row)

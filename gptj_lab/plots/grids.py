@@ -27,8 +27,11 @@ def head_scores(
         scores: NaN is shown as not known.
         name: what is shown, with its unit.
         signed: draw around 0, blue above and orange below.
+
+    Raises:
+        TypeError, ValueError: no such array.
     """
-    values = np.asarray(scores, np.float32)
+    values = style.numbers("scores", scores, "layers", "heads")
     rows, columns = ([f"{i}" for i in range(n)] for n in values.shape)
     said = style.told(f"{name} of each head", title, _extremes(values, "layer {} head {}", signed))
     return _grid(values, rows, columns, (name, "layer", "head"), signed, title, said)
@@ -53,9 +56,9 @@ def patching_grid(
         name: what is shown, with its unit.
 
     Raises:
-        ValueError: not as many labels as rows or columns.
+        TypeError, ValueError: no such array; not as many labels as rows or columns.
     """
-    values = np.asarray(effects, np.float32)
+    values = style.numbers("effects", effects, "rows", "columns")
     style.check_length("labels of the rows", len(rows), values.shape[0], "rows")
     style.check_length("labels of the columns", len(columns), values.shape[1], "columns")
     where = f"{row_name} {{}}, {column_name} {{}}".replace(",  {", ", {")

@@ -31,9 +31,9 @@ def logit_lens_table(
         tokens: the prompt's, one a position.
 
     Raises:
-        ValueError: the sizes don't fit together.
+        TypeError, ValueError: no such array; the sizes don't fit together.
     """
-    shades = np.asarray(values, np.float32)
+    shades = style.numbers("values", values, "rows", "positions")
     style.check_length("labels of the rows", len(rows), shades.shape[0], "rows of values")
     style.check_length("rows of texts", len(texts), shades.shape[0], "rows of values")
     style.check_length("tokens", len(tokens), shades.shape[1], "positions")

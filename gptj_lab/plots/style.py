@@ -157,6 +157,22 @@ def number(value: Any, digits: int = 2) -> str:
     return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
 
 
+def numbers(what: str, values: Any, *axes: str, dtype: Any = np.float32) -> np.ndarray:
+    """The values as an array that has these axes.
+
+    Raises:
+        TypeError, ValueError: no numbers, or other axes; the message says which are needed.
+    """
+    needed = f"an array of numbers [{', '.join(axes)}] is needed"
+    try:
+        found = np.asarray(values, dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} is of type {type(values).__name__}: {needed}") from None
+    if found.ndim != len(axes):
+        raise ValueError(f"{what} has shape {found.shape}: {needed}")
+    return found
+
+
 def check_length(what: str, found: int, expected: int, of: str) -> None:
     """Raises ValueError with a sentence where one thing was to be told for each of another."""
     if found != expected:

@@ -237,6 +237,16 @@ def test_what_doesnt_fit_is_refused_with_a_sentence(call, message):
         call()
 
 
+def test_the_axes_that_are_needed_are_named():
+    axes = ("layers", "heads")
+    with pytest.raises(ValueError, match=r"scores has shape \(3,\): .* \[layers, heads\] is"):
+        style.numbers("scores", np.zeros(3), *axes)
+    for values in ({"blocks.0.attn.pattern": 1}, "text", [[1], [2, 3]]):
+        with pytest.raises(TypeError, match="scores is of type .*: an array of numbers"):
+            style.numbers("scores", values, *axes)
+    assert style.numbers("scores", [[1, 2]], *axes).dtype == np.float32
+
+
 def test_only_our_pictures_have_an_alt_text():
     from matplotlib.figure import Figure
 
