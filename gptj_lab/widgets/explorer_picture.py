@@ -92,7 +92,7 @@ def _one_head(
 
 def _bars(page: _Page, session: Session, shown: str, left: int, top: int) -> None:
     """The likeliest next tokens, in the run that is shown."""
-    follow = session.next_tokens(len(session.a) - 1)
+    follow = session.next_tokens(len(session.reading(shown)) - 1)
     told = follow["logprobs"].get(shown, follow["logprobs"]["a"])
     page.text(left, top, "next token", _LARGE, "lm")
     for rank, i in enumerate(np.argsort(-told, kind="stable")[:_BARS].tolist()):
@@ -122,16 +122,16 @@ def alt(session: Session, selection: dict[str, Any]) -> str:
         f"({100 * chance:.0f} %)."
     )
     if session.edits:
-        said += f" {len(session.edits)} interventions are made."
-    text = session.prompt if len(session.prompt) <= 200 else f"…{session.prompt[-200:]}"
-    return f"{said} The text: {text}"
+        said += f" Interventions: {len(session.edits)}."
+    text = session.prompt_b if run is session.b and session.prompt_b else session.prompt
+    return f"{said} The text: {text if len(text) <= 200 else f'…{text[-200:]}'}"
 
 
 def _title(session: Session, of: str) -> str:
     if of == "b":
         return session.other.name if session.two_models else "the second prompt"
     title = session.model.name or "the model"
-    return f"{title}, {len(session.edits)} interventions" if of == "after" else title
+    return f"{title}, interventions: {len(session.edits)}" if of == "after" else title
 
 
 class _Page:

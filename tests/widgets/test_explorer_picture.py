@@ -61,6 +61,17 @@ def test_the_chosen_heads_weights_stand_beside_its_tokens(model):
     assert (pixels(explorer._picture()[0]) != before).any()
 
 
+def test_b_is_pictured_with_its_own_text_and_next_tokens(model, monkeypatch):
+    ours, theirs = "the cat sat", "the dog sat on the mat and the cat"
+    session = gptj_lab.widgets.Explorer(model, ours, compare=theirs)._session
+    asked, real = [], session.next_tokens
+    monkeypatch.setattr(session, "next_tokens", lambda at: asked.append(at) or real(at))
+    _, alt = explorer_picture.picture(session, {"layer": 0, "head": 1, "of": "b"})
+    assert alt.endswith(f"The text: {theirs}") and asked == [len(session.b) - 1]
+    _, alt = explorer_picture.picture(session, {"layer": 0, "head": 1, "of": "a"})
+    assert alt.endswith(f"The text: {ours}") and asked[-1] == len(session.a) - 1
+
+
 @pytest.mark.parametrize("text", ["a", "<b> 🙂 \x07\u202e $x^2$ مرحبا", TEXT * 5])
 def test_any_text_makes_a_picture_that_is_small(model, text):
     data, alt = gptj_lab.widgets.Explorer(model, text)._picture()
