@@ -9,6 +9,7 @@ const KEYS = [["/", "prompt"], ["h", "heads"], ["m", "matrix"], ["t", "tokens"],
   ["x", "cut the arrow under the crosshair"], ["u", "undo"], ["s", "hide the first token"], ["[ and ]", "layer down, up"], ["p", "pin a picture"],
   ["c", "code"], ["?", "this list"], ["arrows, Home, End, PgUp, PgDn", "move inside heads, matrix, tokens and grids"],
   ["Enter", "choose, hold the cell"], ["Space", "add a head to the selection"], ["+ and −", "zoom the matrix"]];
+const SLOW = "The kernel is busy: waiting for it. If it was restarted, this view is stale: run its cell again.";
 let views = 0;
 
 function render({ model, el }) {
@@ -21,7 +22,6 @@ function render({ model, el }) {
     query: first.query ?? null, key: first.key ?? null, selected: new Set() };
   state.of = first.of ?? state.of;
   const cuts = () => model.get("interventions") ?? []; // what is changed in the run
-  const history = [];
   let ran = null; // the run that is shown
   let slowly = false;
   let patterns = new Map(); // "of:layer.head" → {size, signed, scale, bytes: its triangle}
@@ -36,33 +36,26 @@ function render({ model, el }) {
 
   // --- The kernel ---
   const mail = mailbox(model, `explorer-${Date.now()}-${views++}`, (message, pane) => {
+    settle();
     if (message.op === "outdated") return void hello();
     if (pane === "run") busy(false);
     if (message.op === "stale") return void stale(message.text);
     if (pane === "next" || pane === "intervene") x.next();
     alarm(message.text);
   });
-  function ask(message, kinds, then, pane) {
-    if (!ran) return;
-    mail.ask({ ...message, run: ran.run }, kinds, (answer, ...arrays) => {
+  function post(message, kinds, then, pane) {
+    mail.ask(message, kinds, (answer, ...arrays) => {
       settle();
       learn(answer.names);
       then(answer, ...arrays);
     }, pane);
-    expect();
-  }
-  function expect() {
     root.dataset.waiting = String(mail.waiting());
-    later("slow", 5000, () => mail.waiting() && slow());
+    later("slow", 5000, () => mail.waiting() && (status.textContent = SLOW));
   }
-  const settle = () => {
-    if (!mail.waiting()) clearTimeout(timers.slow);
+  const ask = (message, ...rest) => ran && post({ ...message, run: ran.run }, ...rest);
+  function settle() {
     root.dataset.waiting = String(mail.waiting());
-    if (status.dataset.slow) status.textContent = status.dataset.slow = "";
-  };
-  function slow() {
-    status.dataset.slow = "1";
-    status.textContent = "The kernel is busy: waiting for it. If it was restarted, this view is stale: run its cell again.";
+    if (status.textContent === SLOW) status.textContent = "";
   }
   function stale(text) {
     root.dataset.stale = String(Boolean(text));
@@ -77,40 +70,34 @@ function render({ model, el }) {
   function busy(on) {
     root.dataset.busy = String(on);
     root.setAttribute("aria-busy", String(on));
-    if (on) status.textContent = "computing…";
+    status.textContent = on ? "computing…" : "";
   }
   function hello() {
     busy(true);
-    mail.ask({ op: "hello" }, "ufif", arrive, "run");
-    expect();
+    post({ op: "hello" }, "ufif", arrive, "run");
   }
   function run(more = {}) {
     clearTimeout(timers.edit); // what was typed is read now, once
     stale("");
     busy(true);
-    mail.ask({ op: "run", prompt: prompt.value, ...more }, "ufif", arrive);
+    post({ op: "run", prompt: prompt.value, ...more }, "ufif", arrive);
   }
   function arrive(message, small, logprobs) {
     busy(false);
-    settle();
     alarm("");
     ran = message;
     slowly = message.seconds > 1.5 && !message.compiled;
     ran.logprobs = logprobs;
     patterns = new Map();
-    learn(message.names);
     allHeads.begin(message, small);
-    const last = ran.tokens.length - 1;
-    state.query = min(state.query ?? last, last);
-    if (state.fresh !== false) state.query = last;
-    state.key = min(state.key ?? 0, state.query);
+    if (state.fresh !== false) state.query = null; // the last
     if (doc.activeElement !== prompt) prompt.value = message.prompt;
     counter.textContent = `${ran.tokens.length} of ${about.context} tokens`;
-    note.textContent = [...message.notes, ...(message.mode === "pooled" ? [`Above 1,024 tokens a cell of the matrix is the largest of several weights; exact rows come when you hold a cell.`] : [])].join(" ");
+    note.textContent = message.notes.join(" ");
     note.hidden = !note.textContent;
-    status.textContent = `${ran.tokens.length} tokens in ${message.seconds < 0.1 ? (1000 * message.seconds).toFixed(0) + " ms" : message.seconds.toFixed(2) + " s"}${message.compiled ? ", with compiling" : ""}`;
+    status.textContent = `read in ${message.seconds < 0.1 ? (1000 * message.seconds).toFixed(0) + " ms" : message.seconds.toFixed(2) + " s"}${message.compiled ? ", with compiling" : ""}`;
     matrix.begin();
-    chipbar.show(message.interventions, message.chips, history.length);
+    chipbar.show(message);
     x.refresh();
     tabs.run();
     allHeads.fresh();
@@ -124,8 +111,10 @@ function render({ model, el }) {
     get ran() { return ran; },
     name: (id) => names.get(id)?.[0] ?? `#${id}`,
     text: (id) => names.get(id)?.[1] ?? x.name(id),
-    token: (i) => ran?.tokens[i]?.[0] ?? "",
-    label: (i) => `${ran.tokens[i][0]} ${i}`,
+    of: () => state.of.split("-")[0], // the run that is shown, of a difference its first
+    shown: () => (x.of() === "b" && ran.compare) || ran, // its tokens and ids
+    token: (i, run = x.shown()) => run.tokens[i]?.[0] ?? "",
+    label: (i) => `${x.token(i)} ${i}`,
     colours: (both = false) => ({ lut: both ? lut(DIVERGING[theme()]) : lut(ramp(state.ramp, theme()), state.gamma), mask: pixel(MASK[theme()]), zero: both ? 128 : 0 }),
     tell(sentence) { // at once for the eye, when it rests for the ear
       line.textContent = sentence;
@@ -136,10 +125,9 @@ function render({ model, el }) {
       save();
       tabs.open("lens");
     },
-    intervene(list, back = true) {
-      if (back) history.push(cuts());
+    intervene: (interventions, op = "intervene") => {
       for (const key of [...patterns.keys()]) if (key.startsWith("after")) patterns.delete(key);
-      ask({ op: "intervene", interventions: list, position: state.query }, "if", showNext); // not lost to a newer "next"
+      ask({ op, interventions, position: state.query }, "if", showNext); // not lost to a newer "next"
     },
     toggle: (change) => x.intervene(toggled(cuts(), { positions: null, ...change })),
     next: () => ask({ op: "next", position: state.query }, "if", showNext),
@@ -152,9 +140,10 @@ function render({ model, el }) {
       tabs.head();
     },
     at(query, key, from) { // the crosshair, wherever it was moved
+      query = min(query, x.shown().tokens.length - 1);
       const moved = query !== state.query;
       Object.assign(state, { query, key: min(key ?? state.key, query) });
-      matrix.row();
+      matrix.row(from);
       matrix.say();
       if (from === "pointer") return; // pointing tells the kernel nothing
       later("keep", 400, keep);
@@ -186,16 +175,23 @@ function render({ model, el }) {
     model.set("selection", { layer, head, query, key, of });
     save();
   }
-  const save = () => {
+  function save() {
     model.set("view", Object.fromEntries(SAVED.map((each) => [each, state[each]])));
-    later("save", 300, () => {
-      try {
-        model.save_changes();
-      } catch {
-        stale(GONE);
-      }
-    });
-  };
+    later("save", 300, flush);
+  }
+  function flush() {
+    clearTimeout(timers.save);
+    try {
+      model.save_changes();
+    } catch {
+      stale(GONE);
+    }
+  }
+  function asShown(...request) { // what is asked of the selection comes after it
+    keep();
+    flush();
+    post(...request);
+  }
 
   // --- Patterns ---
   function weights(layer, head, of = state.of) {
@@ -214,9 +210,10 @@ function render({ model, el }) {
     });
   }
   function showNext(message, ids, before, after, b, logits, now) {
-    nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl.after,
-      rows: [...ids.subarray(0, 10)].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp(after[i]), delta: now[i] - logits[i] })) });
-    chipbar.show(message.interventions, message.chips, history.length);
+    const other = x.of() === "b" ? "b" : "after";
+    nextPane.show({ heading: `After '${x.token(message.position)}' (${message.position})`, vocab: about.vocab, kl: message.kl[other], other,
+      rows: [...ids].map((id, i) => ({ id, name: x.name(id), before: exp(before[i]), after: exp((other === "b" ? b : after)[i]), delta: now[i] - logits[i] })) });
+    chipbar.show(message);
     if (message.compiled !== undefined) {
       x.tell(message.chips.length ? `Changed: ${message.chips.join(", ")}. KL ${message.kl.after?.toFixed(4)} nats.` : "Nothing is changed: as before.");
       allHeads.changed();
@@ -244,13 +241,14 @@ function render({ model, el }) {
   const promptBox = make("div", "gx-prompt-box", prompt, make("div", "gx-under-prompt", make.button("Run", "Ctrl+Enter", () => run(), "gx-primary"), again, counter, status));
   prompt.addEventListener("input", () => {
     state.fresh = true;
+    status.textContent = "not read yet: Ctrl+Enter";
     if (!slowly) later("edit", 350, () => prompt.value && run()); // as one types, where that is quick
   });
   function all() {
     allHeads.show();
     matrix.show();
   }
-  const undo = () => history.length && x.intervene(history.pop(), false);
+  const undo = () => x.intervene([], "undo");
   const chipbar = chips(make, { change: (list) => x.intervene(list), undo });
   const nextPane = nextTokens(make, { pick: (id) => x.pick(id) });
   const line = make("p", "gx-line");
@@ -262,13 +260,13 @@ function render({ model, el }) {
   el.append(root);
 
   function code() {
-    mail.ask({ op: "code" }, "u", ({ text }) => below.show("The Python of this view", make("pre", "gx-code", text)));
+    asShown({ op: "code" }, "u", ({ text }) => below.show("The Python of this view", make("pre", "gx-code", text)));
   }
   function pin() {
-    mail.ask({ op: "pin" }, "u", ({ alt, name, below: kept }, picture) => {
+    asShown({ op: "pin" }, "u", ({ alt, name, below: kept }, picture) => {
       const src = URL.createObjectURL(new Blob([picture], { type: "image/png" }));
       const link = make("a", "gx-link", { href: src, download: name }, "Download the picture");
-      below.show("Pinned", make("img", "gx-pin", { src, alt }), hint(make, `${kept ? "It is also an output below this view, saved with the notebook; not so once the page was loaded anew. Then " : ""}explorer.pin() in a cell leaves it in the notebook. `, link));
+      below.show("Pinned", make("img", "gx-pin", { src, alt }), hint(make, `${kept ? "It is below this view too. If not, or later: " : ""}explorer.pin() in a cell leaves it in the notebook. `, link));
     });
   }
   function help() {
@@ -305,10 +303,11 @@ function render({ model, el }) {
     const next = model.get("selection");
     if (!ran || ["layer", "head", "query", "key", "of"].every((each) => next[each] === undefined || next[each] === state[each])) return;
     Object.assign(state, next);
-    matrix.follow();
+    matrix.begin();
     state.selected.clear();
     all();
     tabs.head();
+    x.position();
   };
   const staleTrait = () => stale(model.get("stale"));
   const live = () => later("live", 1000, hello); // the line was opened or closed: is there an answer?

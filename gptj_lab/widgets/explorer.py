@@ -93,7 +93,6 @@ class Explorer(anywidget.AnyWidget):
         other = compare if isinstance(compare, LanguageModel) else None
         explorer_lens.check_tuned(tuned_lens)
         self._session = Session(model, other, steer, tuned_lens)
-        self._history: list[list[Edit]] = []
         self._sweep: Sweep | None = None
         self._sweep_number = 0
         self._decoding: Decoding | None = None
@@ -169,8 +168,8 @@ class Explorer(anywidget.AnyWidget):
 
     def undo(self) -> None:
         """Takes the last change of the interventions back, if there is one."""
-        if self._history:
-            self._edit(self._history.pop(), remember=False)
+        if self._session.past:
+            self._edit(self._session.past.pop(), remember=False)
             self._changed()
 
     def attribute(
@@ -257,7 +256,10 @@ class Explorer(anywidget.AnyWidget):
 
     def code(self) -> str:
         """The Python that gives `pattern`, `logits` and lens of `data` without the Explorer."""
-        return explorer_code.code(self._session, self.selection, self._lens_shown())
+        chosen: dict[str, Any] = dict(self.selection)
+        if chosen["query"] is not None:
+            chosen["query"] = self._shown()[1]
+        return explorer_code.code(self._session, chosen, self._lens_shown())
 
     def _shown(self) -> tuple[Reading, int]:
         """The selected run, of a difference its first, and the selected position in it."""
@@ -412,7 +414,6 @@ class Explorer(anywidget.AnyWidget):
         session.run(prompt, prompt_b, ids)
         self._seconds = time.perf_counter() - begun
         self._compiled = explorer_requests.compiled() - before
-        self._history.clear()
         self._sweep = self._decoding = None
         with self.hold_sync():
             self.set_trait("prompt", session.prompt)
@@ -432,7 +433,7 @@ class Explorer(anywidget.AnyWidget):
         before = self._session.edits
         self._session.edit(edits)
         if remember and self._session.edits != before:
-            self._history.append(before)
+            self._session.past.append(before)
         self.set_trait("interventions", list(self._session.edits))
 
     def _restore(self, state: Mapping[str, Any]) -> None:

@@ -67,7 +67,8 @@ def ran(session: Session) -> Answer:
         "notes": session.notes, "mode": encoding.mode(len(session.a)), "pool": encoding.POOL,
         "thumb": small.shape[-1], "compare": compare,
         "names": names(session, follow["ids"]), "interventions": session.edits,
-        "chips": [label(edit) for edit in session.edits], "position": len(session.a) - 1,
+        "chips": [label(edit) for edit in session.edits], "undoable": bool(session.past),
+        "position": len(session.a) - 1,
     }  # fmt: skip
     likeliest = follow["ids"][:10]
     return content, [
@@ -89,13 +90,15 @@ def follows(session: Session, position: int) -> Answer:
         "kl": {"after": None, "b": None} | told["kl"],
         "sums": {"after": None, "b": None} | told["sums"],
         "interventions": session.edits, "chips": [label(edit) for edit in session.edits],
+        "undoable": bool(session.past),
     }  # fmt: skip
     logprobs = [of("logprobs", run) for run in ("a", "after", "b")]
     return content, [i4(told["ids"]), *logprobs, of("logits", "a"), of("logits", "after")]
 
 
 def _next(session: Session, asked: Message) -> Iterator[Answer]:
-    yield follows(session, index("position", asked.get("position"), len(session.a)))
+    tokens = max(len(session.a), 0 if session.b is None else len(session.b))
+    yield follows(session, index("position", asked.get("position"), tokens))
 
 
 def _thumbs(session: Session, asked: Message) -> Iterator[Answer]:
@@ -257,10 +260,10 @@ def _compare(session: Session, asked: Message) -> Iterator[Answer]:
         places = [divmod(cell, config.num_heads) for cell in order]
         top = [(layer, head, float(moved[layer, head])) for layer, head in places]
         layer, head, far = top[0]
-        said = (
-            f"Head {head} of layer {layer} moved most ({far:.3f} of 1); the predictions differ by "
-            f"{float(apart.mean()):.3f} nats a token."
-        )
+        said = f"Head {head} of layer {layer} moved most ({far:.3f} of 1)"
+        if not far:
+            said, top = "No head moved: all of B's read as A's do", []
+        said += f"; the predictions differ by {float(apart.mean()):.3f} nats a token."
     content = {
         "op": "compared", "kind": "model" if session.two_models else "prompt",
         "aligned": session.aligned, "names": {}, "sentence": said, "top": top,

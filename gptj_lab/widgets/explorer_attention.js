@@ -35,7 +35,7 @@ export function strip(make, { label, point }) {
   const node = make("div", "gx-strip", { role: "listbox", "aria-orientation": "horizontal", "aria-label": label });
   const keys = rove(node, (i, event) => point(i, event.type));
   function fill(tokens, ids) {
-    const cells = tokens.map((token, i) => make("span", "gx-token", { role: "option", "aria-label": `${token}, position ${i}`,
+    const cells = tokens.map((token, i) => make("span", "gx-token", { role: "option", "aria-label": `${token}, position ${i}, id ${ids[i]}`,
       title: `position ${i}, token id ${ids[i]}` }, make("span", "gx-text", token), make("span", "gx-under")));
     node.replaceChildren(...cells);
     keys.set(cells, cells.length);

@@ -26,7 +26,10 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     keys.set(cells, heads);
   }
   const place = (i) => [floor(standing[i] / heads), standing[i] % heads];
-  const keys = rove(grid, (i, event) => (event.type === "click" && (event.shiftKey || chord(event)) ? toggle : choose)(...place(i)),
+  const keys = rove(grid, (i, event) => { // moving by keys keeps several that are selected
+    const click = event.type === "click";
+    if (click || !shown.selected.size) (click && (event.shiftKey || chord(event)) ? toggle : choose)(...place(i));
+  },
     (key, i) => {
       const act = { Enter: choose, " ": toggle, a: ablate }[key];
       act?.(...place(i));
@@ -66,9 +69,9 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
       cell.setAttribute("aria-label", text);
       cell.title = text;
       cell.dataset.head = name;
-      const number = values && shown.cell >= 30 && isFinite(values[head]) ? values[head].toFixed(2).replace("0.", ".") : "";
-      cell.textContent = off ? "✕" : number || (shown.sorted && shown.cell >= 26 ? name : "");
-      cell.style.color = number && !off ? inkOn(shown.fill(head)) : "";
+      const number = values && isFinite(values[head]) ? values[head].toFixed(2).replace("0.", ".") : "";
+      cell.textContent = off ? "✕" : shown.cell < 30 ? "" : shown.sorted ? name : number;
+      cell.style.color = values && !off ? inkOn(shown.fill(head)) : "";
     });
     best.replaceChildren(...(values ? [make.caption(`highest ${shown.score.label}: `), ...order(layers, heads, values, true).slice(0, 6).map((i) =>
       make.button(`${NAME(i, heads)} (${values[i].toFixed(2)})`, "choose this head", () => choose(floor(i / heads), i % heads), "gx-link"))] : []));
@@ -156,10 +159,12 @@ function headsPane(x) {
   const scoreNote = hint(make);
   const add = (layer, head) => {
     const name = `${layer}.${head}`;
+    const chosen = `${state.layer}.${state.head}`;
+    if (!state.selected.size && name !== chosen) state.selected.add(chosen);
     if (!state.selected.delete(name)) state.selected.add(name);
     showHeads(true);
     x.matrix.show();
-    x.tell(`${state.selected.size} heads are selected`);
+    x.tell(`Heads: ${[...state.selected].join(", ") || chosen}`);
   };
   const heatmap = overview(make, { layers, heads, choose: x.choose, toggle: add, ablate: x.ablate });
   const node = make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), tools(make, scoreBox, sorted), scoreNote, heatmap.node,

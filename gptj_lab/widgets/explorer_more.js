@@ -74,8 +74,7 @@ function patchPanel(x) {
   const said = hint(make);
   const progress = make("progress", "", { "aria-label": "progress of the sweep" });
   const map = heat(make, { label: "Effect of each place", options: { square: false, top: 84, left: 40, most: 60, height: 400 }, point(r, c) {
-    const value = job.cells[r * job.shape[1] + c];
-    said.textContent = `layer ${r}, ${map.data.cols[c]}: ${signed(value, 3)}`;
+    said.textContent = `layer ${r}, ${map.data.cols[c]}: ${signed(map.data.value(r, c), 3)}`;
     x.tell(said.textContent);
   } });
   const go = make.button("Start", "", () => (running ? stop() : start()), "gx-primary");
@@ -99,7 +98,7 @@ function patchPanel(x) {
     }
     progress.hidden = map.node.hidden = !job;
     put.disabled = !job || !pair() || job.what.startsWith("ablate");
-    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen, so those cells stay empty: causes flow to the right. A and B need equally many tokens; switching off needs no B.";
+    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen, so those cells stay empty. A and B need equally many tokens; switching off needs no B.";
     draw();
   }
   function stop() {
@@ -136,12 +135,13 @@ function patchPanel(x) {
     progress.max = job.total || 1;
     progress.value = job.done;
     const most = job.what.startsWith("ablate") ? peak(job.cells) : max(1, peak(job.cells));
-    const [rows, columns] = job.shape;
+    const { cells, shape: [rows, columns] } = job;
+    const value = (r, c) => cells[r * columns + c];
     // The causal cone: before the first token that differs A and B hold the same, so nothing is there.
     const differs = x.ran.ids.findIndex((id, i) => id !== x.ran.compare?.ids[i]);
     const first = job.columns === "position" ? differs : 0;
-    map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? x.label(i) : job.columns === "head" ? `head ${i}` : "MLP")),
-      ...x.colours(true), flat: true, q: (r, c) => (c < first ? -1 : around(job.cells[r * columns + c], most)), text: (r, c) => signed(job.cells[r * columns + c], 1) });
+    map.show({ rows: times(rows, (i) => String(i)), cols: times(columns, (i) => (job.columns === "position" ? `${x.token(i, x.ran)} ${i}` : job.columns === "head" ? `head ${i}` : "MLP")),
+      ...x.colours(true), flat: true, value, q: (r, c) => (c < first ? -1 : around(value(r, c), most)), text: (r, c) => signed(value(r, c), 1) });
   }
   return { name: "patch", title: "Patching", node, run, position, size: () => [map.paint, byHand.size].forEach((f) => f()) };
 }
@@ -152,10 +152,11 @@ function comparePanel(x) {
   const text = make("p", "gx-sentence");
   const best = make("p", "gx-best");
   const chart = make("div", "gx-plots");
-  const maps = SIDES.map((of) => heat(make, { label: `Attention of ${of}`, options: { top: 60, left: 60, most: 26 }, point: (r, c) => {
+  const maps = SIDES.map((of, i) => heat(make, { label: `Attention of ${of}`, options: { top: 60, left: 60, most: 26 }, point: (r, c) => {
     const found = x.weights(state.layer, state.head, of);
     const q = found.bytes[triangle(r, c)];
-    x.tell(`${of}: ${r} reads ${found.signed ? signed((100 * (q - 128) * found.scale) / 127) + " points" : share(weight(q))} from ${c}`);
+    const { rows } = maps[i].data;
+    x.tell(`${OF[of]}: '${rows[r]}' reads ${found.signed ? signed((100 * (q - 128) * found.scale) / 127) + " points" : share(weight(q))} from '${rows[c]}'`);
     for (const other of maps) if (other.data && other.at + "" !== `${r},${c}`) other.show(other.data, [r, c]);
   } }));
   const three = make("div", "gx-three", ...SIDES.map((of, i) => figure(make, of.toUpperCase().replace("-", " − "), maps[i].node)));
@@ -232,7 +233,7 @@ function generatePanel(x) {
   function tell() {
     const next = state.query + 1;
     said.textContent = next < x.ran.tokens.length
-      ? `At step ${next - x.ran.prompt_tokens + 1} the network stood at '${x.token(state.query)}' and '${x.token(next)}' came with ${share(exp(x.ran.logprobs[next]))}. All panes show that step.`
+      ? `At step ${next - x.ran.prompt_tokens + 1} the network stood at '${x.token(state.query, x.ran)}' and '${x.token(next, x.ran)}' came with ${share(exp(x.ran.logprobs[next]))}. All panes show that step.`
       : "The last step: what would come next stands in the pane above.";
   }
   function run() {
@@ -263,7 +264,7 @@ function specialPanel(x) {
   function head() {
     const { layer, head: h, query } = state;
     if (about.rotary) {
-      x.ask({ op: "rotary", layer, head: h, query }, "f", (message, waves, scores, values) => {
+      x.ask({ op: "rotary", layer, head: h, query: min(query, x.ran.tokens.length - 1) }, "f", (message, waves, scores, values) => {
         const rows = waves.length + 1;
         const columns = values.length / rows;
         const most = peak(values);
@@ -277,7 +278,7 @@ function specialPanel(x) {
   }
   function circuit() {
     const { layer, head: h } = state;
-    x.ask({ op: "circuit", layer, head: h, kind, token: x.ran.ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
+    x.ask({ op: "circuit", layer, head: h, kind, token: x.shown().ids[kind === "qk" ? state.query : state.key] }, "ifif", (message, most, high, least, low) => {
       const top = max(peak(high), peak(low));
       const list = (heading, ids, values, color) => make("div", "", make("p", "gx-caption", heading), make("ul", "gx-next", ...[...ids].map((id, i) =>
         bar(make, { name: x.name(id), from: 0, to: abs(values[i]) / top, value: signed(values[i]), kind: color }))));
@@ -286,7 +287,7 @@ function specialPanel(x) {
     });
   }
   function position() {
-    x.ask({ op: "ledger", position: state.query, of: "a" }, "fif", (message, norms, ids) => {
+    x.ask({ op: "ledger", position: state.query, of: x.of() }, "fif", (message, norms, ids) => {
       say[1].textContent = message.sentence;
       const promoted = (l, side) => [0, 1, 2].map((j) => x.name(ids[(l * 2 + side) * 3 + j])).join("  ");
       ledger.replaceChildren(table(make, `Norms at '${x.token(message.position)}', and the tokens that are promoted most`,
@@ -304,8 +305,7 @@ function tablePanel(x) {
   function run() {
     if (!x.ran) return;
     const { layer, head, query } = state;
-    const of = state.of.includes("-") ? "a" : state.of;
-    x.ask({ op: "exact", layer, head, of, query }, "f", (message, row) => {
+    x.ask({ op: "exact", layer, head, of: x.of(), query }, "f", (message, row) => {
       const keys = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 40);
       const scores = x.heads.all();
       node.replaceChildren(table(make, `Layer ${layer} head ${head}: what '${x.token(query)}' (${query}) reads`, ["token", "position", "weight"],

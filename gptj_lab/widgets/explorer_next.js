@@ -13,25 +13,30 @@ export function chips(make, { change, undo }) {
   const back = make.button("Undo", "u", undo);
   const clear = make.button("Restore all", "", () => change([]));
   const node = make("div", "gx-chipbar", make.caption("Changed:"), list, back, clear);
-  function show(all, texts, undoable) {
+  function show({ interventions: all, chips: texts, undoable }) {
+    const held = list.contains?.(list.ownerDocument.activeElement);
     list.replaceChildren(...(all.length ? all.map((each, i) => make("li", "", make.button(`${texts[i]} ✕`, `restore ${texts[i]}`,
       () => change(all.filter((other) => other !== each)), "gx-chip"))) : [make("li", "gx-hint", "nothing – choose a head and press the key a")]));
-    back.disabled = !undoable;
-    clear.disabled = !all.length;
+    back.setAttribute("aria-disabled", String(!undoable)); // disabled would lose the focus
+    clear.setAttribute("aria-disabled", String(!all.length));
+    if (held) back.focus();
   }
   return { node, show };
 }
 
-// kl: nats from before, null if nothing is changed; rows: {id, name, before, after (shares), delta (logits)}
+// kl: nats from before, or from A to B where other is "b"; null if there is nothing beside it; rows: {id, name, before, after (shares), delta (logits)}
 export function nextTokens(make, { pick }) {
   const title = make("h3", "gx-title", "Next token");
   const list = make("ul", "gx-next");
   const foot = hint(make);
   const node = make("section", "gx-pane gx-next-pane", { "aria-label": "Next token" }, title, list, foot);
-  function show({ heading, rows, kl, vocab }) {
+  function show({ heading, rows, kl, vocab, other }) {
     const two = kl !== null;
+    const [was, now] = other === "b" ? ["A", "B"] : ["before", "after"];
     title.textContent = heading;
-    const most = max(...rows.flatMap((each) => (two ? [each.before, each.after] : each.before)));
+    const larger = ({ before, after }) => max(before, after || 0); // there is no after: NaN
+    rows = rows.sort((a, b) => larger(b) - larger(a)).slice(0, 10);
+    const most = larger(rows[0]);
     const fill = (kind, p) => {
       const node = make("span", `gx-fill gx-${kind}`);
       node.style.width = `${max(0.4, (100 * p) / most).toFixed(2)}%`;
@@ -41,10 +46,10 @@ export function nextTokens(make, { pick }) {
       make.button(name, `token ${id}: follow it through the layers`, () => pick(id), "gx-link"),
       make("span", "gx-pair", fill(two ? "before" : "now", before), ...(two ? [fill("now", after)] : [])),
       make("span", "gx-number", share(two ? after : before)),
-      ...(two ? [make("span", "gx-was", `was ${share(before)}, logit ${signed(delta)}`)] : []))));
+      ...(two ? [make("span", "gx-was", other === "b" ? `A ${share(before)}` : `was ${share(before)}, logit ${signed(delta)}`)] : []))));
     const rest = 1 - rows.reduce((sum, each) => sum + (two ? each.after : each.before), 0);
     foot.textContent = `The other ${(vocab - rows.length).toLocaleString("en")} tokens: ${share(max(0, rest))}.`
-      + (two ? ` KL from before: ${kl.toFixed(4)} nats. Hollow: before, full: after.` : "");
+      + (two ? ` KL from ${was}: ${kl.toFixed(4)} nats. Hollow: ${was}, full: ${now}.` : "");
   }
   return { node, show };
 }

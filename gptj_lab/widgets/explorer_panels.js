@@ -24,9 +24,9 @@ function panels(x, makers) {
   return { node, open, run: call("run"), head: call("head"), position: call("position"), size: call("size") };
 }
 
-// A box for a token's text: "" means the likeliest.
-function tokenBox(x, caption, change) {
-  return x.make.input(caption, { placeholder: "likeliest" }, (text) => {
+// A box for a token's text; "" means what its placeholder says.
+function tokenBox(x, caption, placeholder, change) {
+  return x.make.input(caption, { placeholder }, (text) => {
     if (!text) return change(null);
     x.ask({ op: "token", text }, "u", (message) => {
       if (message.note) x.tell(message.note);
@@ -77,7 +77,7 @@ function lensPanel(x) {
   let row = 0; // counted from the output, which stands on top
   const grid = tokenGrid(x, { label: "Logit lens: rows are layers, the output on top; columns are positions", point(r, c, from) {
     row = r;
-    const n = x.ran.tokens.length;
+    const n = x.shown().tokens.length;
     let position = data.start + c;
     if (from === "ArrowRight") position += 1;
     if (from === "ArrowLeft") position -= 1;
@@ -92,17 +92,16 @@ function lensPanel(x) {
   const plots = make("div", "gx-plots");
   const what = hint(make);
   if (!x.about.lenses.includes(state.lens)) state.lens = "logit";
-  const pinBox = tokenBox(x, "follow token", (id) => id !== null && x.pick(id));
+  const pinBox = tokenBox(x, "follow token", "␣ counts", (id) => id !== null && x.pick(id));
   const node = make("div", "", tools(make,
     make.select("colour", ["probability", "entropy", "KL to the output"], by, (value) => { by = value; paint(); }),
     make.select("lens", x.about.lenses.map((each) => [each, `${each} lens`]), state.lens, (value) => x.set("lens", value, load)), pinBox), what,
   make("div", "gx-side", grid.node, aside), plots);
-  const of = () => (state.of.includes("after") ? "after" : state.of === "b" ? "b" : "a");
   function load() {
     const kind = state.lens;
-    const [start, stop] = windowOf(x.ran.tokens.length, state.query, kind === "jacobian" ? 8 : 11); // as many derivatives are taken together
-    what.textContent = `What the network would say if it stopped there: final norm, unembedding and its bias, applied to ${LENSES[kind]}. The top row is the model's output.`;
-    x.ask({ op: "lens", of: of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
+    const [start, stop] = windowOf(x.shown().tokens.length, state.query, kind === "jacobian" ? 8 : 11); // as many derivatives are taken together
+    what.textContent = `${OF[x.of()]}: what the network would say if it stopped there: final norm, unembedding and its bias, applied to ${LENSES[kind]}. The top row is the model's output.`;
+    x.ask({ op: "lens", of: x.of(), kind, start, stop }, "if", (message, ids, logprobs, entropy, kl) => {
       data = { ...message, n: message.stop - message.start, ids, logprobs, entropy, kl };
       row = min(row, message.rows.length - 1);
       paint();
@@ -136,7 +135,7 @@ function lensPanel(x) {
   }
   function follow() {
     if (!state.pins.length) return void plots.replaceChildren(hint(make, "Choose a token in a list, or type one, to follow it over the layers."));
-    x.ask({ op: "lens_of", of: of(), kind: state.lens, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
+    x.ask({ op: "lens_of", of: x.of(), kind: state.lens, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
       const count = message.rows.length;
       const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
       const caption = `after '${x.token(message.position)}'`;
@@ -174,15 +173,15 @@ function attributionPanel(x) {
   const list = make("ul", "gx-fall");
   const sum = make("p", "gx-sum");
   const inputs = make("div", "gx-strip gx-inputs");
-  const node = make("div", "", tools(make, tokenBox(x, "logit of", (id) => { token = id; run(); }),
-    tokenBox(x, "minus logit of", (id) => { minus = id; run(); }),
+  const node = make("div", "", tools(make, tokenBox(x, "logit of", "likeliest", (id) => { token = id; run(); }),
+    tokenBox(x, "minus logit of", "nothing", (id) => { minus = id; run(); }),
     make.select("parts", [["16", "16 largest"], ["40", "40 largest"], ["9999", "all"]], "16", (value) => { most = Number(value); paint(); }),
     make.button("Input gradient", "gradient × input of every token", () => gradient("gradient_x_input")),
     make.button("Integrated gradients", "", () => gradient("integrated"))), sum, list, inputs);
   function run() {
     if (!x.ran) return;
     inputs.replaceChildren();
-    x.ask({ op: "attribute", of: state.of.includes("after") ? "after" : "a", position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
+    x.ask({ op: "attribute", of: x.of(), position: state.query, token, minus }, "f", (message, heads, mlps, others) => {
       got = { ...message, parts: [
         ...[...heads].map((value, i) => ({ name: `head ${floor(i / about.heads)}.${i % about.heads}`, value, at: [floor(i / about.heads), i % about.heads] })),
         ...[...mlps].map((value, i) => ({ name: `MLP ${i}`, value })),
@@ -199,7 +198,7 @@ function attributionPanel(x) {
       value: signed(each.value, 3), kind: each.value < 0 ? "minus" : "plus", title: "choose this head", click: each.at && (() => x.choose(...each.at)) })));
   }
   function gradient(method) {
-    x.ask({ op: "gradient", position: state.query, token, minus, method }, "f", (message, values) => {
+    x.ask({ op: "gradient", of: x.of(), position: state.query, token, minus, method }, "f", (message, values) => {
       const most = max(...[...values].map(abs), 1e-9);
       inputs.replaceChildren(...[...values].map((value, i) => {
         const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);

@@ -77,8 +77,8 @@ def _intervene(explorer: Explorer, asked: Message) -> Answer:
 
 def _undo(explorer: Explorer, asked: Message) -> Answer:
     def back() -> None:
-        if explorer._history:
-            explorer._edit(explorer._history.pop(), remember=False)
+        if explorer._session.past:
+            explorer._edit(explorer._session.past.pop(), remember=False)
 
     return _edited(explorer, _position(explorer, asked), back)
 
@@ -97,11 +97,14 @@ def _sweep(explorer: Explorer, asked: Message) -> Answer:
         asked.get("position"),
     )  # fmt: skip
     explorer._sweep_number += 1
-    token = explorer._session.model.tokenizer.display(sweep.token)
-    said = f"The change of the logit of '{token}' without each of them."
-    if sweep.what not in ABLATED:
-        said = f"How much of '{token}' each value of A brings back in B's run: 0 none, 1 all."
     asked_of = [sweep.token] if sweep.minus is None else [sweep.token, sweep.minus]
+    tokens = " over ".join(f"'{explorer._session.model.tokenizer.display(t)}'" for t in asked_of)
+    said = f"The change of the logit of {tokens} without each of them."
+    if sweep.what not in ABLATED:
+        said = (
+            f"How much of A's lead of {tokens}, in logits, each value of A brings back in B's run: "
+            "0 none, 1 all."
+        )
     content = {
         "op": "sweep", "sweep": explorer._sweep_number, "what": sweep.what, "rows": "layer",
         "columns": sweep.columns, "shape": list(sweep.grid.shape), "token": sweep.token,

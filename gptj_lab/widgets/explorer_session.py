@@ -42,6 +42,7 @@ class Session:
         a, b, after: the runs; `after` is A itself while nothing is changed. Of the sessions before
             the last few they are let go, and read again when they are asked for.
         edits: what is changed in `after`, as explorer_edits.checked returns it.
+        past: what they were before, for undo; a new run has no past.
         prompt, prompt_b: texts; prompt_b is "" where there is no second one.
         made: how many of A's tokens at its end were generated.
         notes: sentences for whoever looks at A.
@@ -61,6 +62,7 @@ class Session:
         self.two_models = other is not None
         self.number = 0
         self.edits: list[explorer_edits.Edit] = []
+        self.past: list[list[explorer_edits.Edit]] = []
         self.effects: dict[str, np.ndarray] = {}
         self._differences: dict[str, np.ndarray] = {}
         self._weights: list[weakref.ref] = []
@@ -100,6 +102,7 @@ class Session:
         self._ids = ids_a, None if b is None else ids_b
         self.prompt, self.prompt_b, self.made = prompt, prompt_b, made
         self.number += 1
+        self.past.clear()
         self.effects.clear()
         self._differences.clear()
         self._weights = [weakref.ref(leaf) for leaf in self._leaves()]
@@ -313,11 +316,11 @@ class Session:
             notes.append(f"{seq} tokens: attention is fetched for one head at a time.")
         elif how == "pooled":
             notes.append(
-                f"{seq} tokens: a matrix shows the largest weight of each tile of "
-                f"{explorer_encoding.POOL} x {explorer_encoding.POOL}; exact rows are fetched."
+                f"{seq} tokens: the matrix has {explorer_encoding.POOL} x {explorer_encoding.POOL} "
+                "cells, each the largest of several weights; exact ones come for a cell you hold."
             )
         if dropped:
-            notes.append(f"{dropped} interventions don't fit the new text and were dropped.")
+            notes.append(f"Interventions that don't fit the new text were dropped: {dropped}.")
         if self.b is not None and not self.aligned:
             notes.append(
                 f"A has {seq} tokens, B {len(self.b)}: they are shown side by side, but not "

@@ -148,7 +148,19 @@ def test_switching_a_head_off_changes_what_comes_next(page, python):
     assert after[name] == pytest.approx(share, abs=0.001)
     view(page).get_by_role("button", name="Undo").click()
     rest(page)
+    focused = "document.activeElement.textContent"
+    assert page.evaluate(focused) == "Undo", "the focus isn't lost"
     assert view(page).locator(".gx-chipbar .gx-chip").count() == 0
+    assert python(page, "explorer.interventions") == []
+    python(page, "explorer.ablate(3, 3)")  # by a script: the view can take it back
+    view(page).locator(".gx-chip").click()
+    rest(page)
+    assert page.evaluate(focused) == "Undo"
+    page.keyboard.press("Enter")
+    view(page).locator(".gx-chip").wait_for()
+    rest(page)
+    page.keyboard.press("Enter")
+    rest(page)
     assert python(page, "explorer.interventions") == []
     python(page, "explorer.select(of='a')")
 
@@ -261,6 +273,16 @@ def test_a_cell_of_b_is_put_into_a_by_dragging_and_by_keys(page, python):
     assert python(page, "explorer.interventions") == [by_keys]
     view(page).get_by_role("button", name="Restore all").click()
     rest(page)
+    view(page).locator(".gx-matrix-pane select").first.select_option("b")  # B has its own tokens
+    rest(page)
+    assert "boy" in view(page).locator(".gx-strip").first.inner_text()
+    said = r"Layer (\d+) head (\d+): .* \((\d+)\) reads ([\d.]+) % from .* \((\d+)\)"
+    said = re.search(said, line(page))
+    assert said, line(page)
+    value = "float(explorer._session.b.pattern({0})[{1}, {2}, {4}])".format(*said.groups())
+    assert float(said[4]) / 100 == pytest.approx(python(page, value), abs=0.0041)
+    view(page).locator(".gx-matrix-pane select").first.select_option("a")
+    rest(page)
 
 
 def test_a_pin_is_a_picture_with_a_text_and_code_gives_the_same_arrays(page, lab, run_cell):
@@ -340,6 +362,9 @@ def test_it_is_used_by_keys_alone(page):
     for key in ("t", "Home", "?"):
         press(key)
     assert "this list" in view(page).locator(".gx-keys").inner_text()
+    tops = "n => [...n.children].map(each => each.getBoundingClientRect().top)"
+    tops = view(page).locator(".gx-keys").evaluate(tops)
+    assert all(abs(key - what) < 8 for key, what in zip(tops[::2], tops[1::2], strict=True))
     press("Escape")
     assert view(page).locator(".gx-keys").count() == 0
     assert "gx-cell" in page.evaluate("document.activeElement.className"), "focus isn't lost"

@@ -104,7 +104,7 @@ test("keys walk over the heads; a switches off, u takes it back, all as data in 
   assert.equal(last("intervene").interventions.length, 2);
   key(cells[7], "u");
   key(cells[7], "u");
-  assert.deepEqual(last("intervene").interventions, []);
+  assert.deepEqual(k.traits.interventions, []);
   assert.notEqual(cells[7].textContent, "✕");
   assert.deepEqual(k.traits.selection.layer, 1);
   close();
@@ -133,6 +133,18 @@ test("the matrix: arrows stay below the diagonal, Enter holds and asks for the e
   close();
 });
 
+test("undo is the kernel's, so what a script changed and what was before a reload can be undone", () => {
+  const { root, close, ops, button, k } = setup({ state: { interventions: [{ kind: "mlp", layer: 1, how: "zero" }] }, past: [[]] });
+  assert.equal(root.all("gx-chip").length, 1);
+  assert.equal(button("Undo").attributes["aria-disabled"], "false");
+  button("Undo").fire("click");
+  assert.deepEqual([k.traits.interventions, ops().at(-1) && button("Undo").attributes["aria-disabled"]], [[], "true"]);
+  button("Undo").fire("click");
+  button("Restore all").fire("click");
+  assert.deepEqual(k.traits.interventions, [], "there was nothing to undo");
+  close();
+});
+
 test("sort, colour and selection of several heads", () => {
   const { root, k, key, close } = setup();
   const [score] = root.all("gx-control").map((each) => each.input).filter((each) => each?.children.some((o) => o.value === "entropy"));
@@ -145,9 +157,21 @@ test("sort, colour and selection of several heads", () => {
   const scores = root.all("gx-cell").map((each) => Number(/entropy ([\d.]+)/.exec(each.attributes["aria-label"])[1]));
   assert.deepEqual(scores, [...scores].sort((a, b) => b - a));
   const cells = root.all("gx-cell");
-  key(cells[1], " ");
+  assert.match(cells[0].textContent, /^\d\.\d$/, "sorted, a cell carries its head's name");
+  const titles = () => root.all("gx-title").map((each) => each.textContent).join("|");
+  const name = (cell) => "Layer " + cell.dataset.head.replace(".", ", head ");
+  cells[1].fire("click");
+  cells[2].fire("click", { ctrlKey: true });
+  assert.match(titles(), /Mean of 2 heads/, "the chosen one and the added one");
+  key(cells[2], "Enter");
+  assert.ok(titles().includes(name(cells[2])), "chosen alone again");
+  key(cells[2], " "); // by keys: moving on keeps what is selected
+  key(cells[2], "ArrowRight");
+  assert.ok(titles().includes(name(cells[2])) && !titles().includes("Mean"));
+  key(cells[3], " ");
+  assert.match(titles(), /Mean of 2 heads/);
   key(cells[2], " ");
-  assert.match(root.all("gx-title").map((each) => each.textContent).join("|"), /Mean of 2 heads/);
+  assert.ok(titles().includes(name(cells[3])), "the one that is left, by its name");
   assert.deepEqual(view.order(1, 4, [0.1, NaN, 0.3, 0.3], true), [2, 3, 0, 1]);
   assert.equal(k.sent.filter((each) => each.op === "pattern").length, new Set(k.sent.filter((each) => each.op === "pattern").map((each) => each.layer)).size);
   close();
@@ -226,6 +250,115 @@ test("lens: rows from the output down, followed tokens as lines, an arrow at the
   close();
 });
 
+test("the run that is shown is shown below too, with B's next tokens", () => {
+  const { root, k, last, close, tab, button } = setup();
+  tab(3);
+  root.all("gx-prompt").at(-1).value = "another";
+  button("Run A and B").fire("click");
+  tab(0);
+  assert.match(root.get("gx-panel").textContent, /this run/);
+  k.answers.next = (m) => {
+    const [message, buffers] = k.answers.intervene({ ...m, interventions: [] });
+    buffers[3] = Float32Array.from({ length: 10 }, (_, i) => Math.log(i === 3 ? 0.25 : 0.05));
+    return [{ ...message, compiled: undefined, kl: { after: null, b: 0.4321 } }, buffers];
+  };
+  const of = root.get("gx-matrix-pane").all("gx-control")[0].input;
+  of.value = "b";
+  of.fire("change");
+  assert.equal(last("lens").of, "b");
+  assert.match(root.get("gx-panel").textContent, /^.*B: what the network/);
+  assert.match(root.get("gx-lens").textContent, /␣sat 2␣b3 3.*␣b9 9/, "B's own tokens");
+  assert.match(line(root), /'␣b9' \(9\) reads/);
+  assert.equal(root.get("gx-strip").children[4].children[0].textContent, "␣b4");
+  assert.match(root.get("gx-next-pane").textContent, /After '␣b9'/);
+  of.value = "b-a";
+  of.fire("change");
+  assert.equal(last("lens").of, "b", "as explorer.data has it");
+  tab(1);
+  assert.equal(last("attribute").of, "b");
+  tab(6);
+  assert.equal(last("exact").of, "b");
+  tab(0);
+  assert.match(root.get("gx-next-pane").textContent, /25\.0 %A .*KL from A: 0\.4321 nats.*full: B/);
+  of.value = "a";
+  of.fire("change");
+  assert.ok(!/KL/.test(root.get("gx-next-pane").textContent));
+  close();
+});
+
+test("of the next tokens the likeliest before or after are shown", () => {
+  const { root, k, key, close } = setup();
+  const own = k.answers.intervene;
+  k.answers.intervene = (m) => {
+    const [message] = own(m);
+    const many = (f) => Float32Array.from({ length: 20 }, (_, i) => f(i));
+    return [message, [Int32Array.from({ length: 20 }, (_, i) => i), many((i) => -1 - i), many((i) => (i === 17 ? -0.1 : -4 - i)), many(() => NaN), many(() => 0), many((i) => i)]];
+  };
+  key(root.all("gx-cell")[0], "a");
+  const rows = root.get("gx-next").children.map((each) => each.textContent);
+  assert.equal(rows.length, 10);
+  assert.match(rows[0], /90\.5 %was/, "a token that was none of the likeliest");
+  assert.match(rows[1], /^␣the/);
+  close();
+});
+
+test("what is pinned or coded is what is shown at that moment", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { root, k, key, close } = setup();
+  const told = [];
+  k.model.save_changes = () => told.push(k.traits.selection.layer);
+  key(root, "]");
+  key(root, "c");
+  assert.deepEqual(told, [1], "the selection goes before the question, without a pause");
+  key(root, "]");
+  key(root, "p");
+  assert.deepEqual(told, [1, 2]);
+  close();
+});
+
+test("a shorter B has its own tokens and cells, and no position beyond them", () => {
+  const { root, k, close, tab, button, key, last } = setup();
+  const own = k.answers.run;
+  k.answers.run = (m) => {
+    const [message, buffers] = own(m);
+    const short = (all) => all.slice(0, 4);
+    return [{ ...message, compare: { ...message.compare, aligned: false, tokens: short(message.compare.tokens), ids: short(message.compare.ids) } }, buffers];
+  };
+  const whole = k.answers.pattern;
+  k.answers.pattern = (m) => {
+    const [message, buffers] = whole(m);
+    return m.of !== "b" ? [message, buffers] : [{ ...message, size: 4 }, [Uint8Array.from({ length: 4 * 10 }, (_, i) => i % 10 * 20)]];
+  };
+  tab(3);
+  root.all("gx-prompt").at(-1).value = "another";
+  button("Run A and B").fire("click");
+  const of = root.get("gx-matrix-pane").all("gx-control")[0].input;
+  assert.deepEqual(of.children.map((each) => each.value), ["a", "after", "after-a", "b"]);
+  of.value = "b";
+  of.fire("change");
+  assert.match(line(root), /'␣b3' \(3\) reads 22\.1 % from 'The' \(0\)/, "120 of 255, squared");
+  assert.equal(root.all("gx-token").length, 4);
+  key(root.get("gx-heat"), "ArrowRight");
+  assert.match(line(root), /'␣b3' \(3\) reads 30\.1 % from '␣cat' \(1\)/);
+  of.value = "a";
+  of.fire("change");
+  assert.equal(root.all("gx-token").length, 10);
+  assert.match(line(root), /'␣on' \(3\) reads/);
+  close();
+});
+
+test("the crosshair follows the token, wherever that was chosen", () => {
+  const { root, key, close } = setup();
+  const matrix = root.get("gx-heat");
+  key(root.all("gx-token")[9], "ArrowLeft");
+  key(matrix, "ArrowUp");
+  assert.match(line(root), /\(7\) reads/, "from the token that the strip chose");
+  root.all("gx-lens-cell")[5].fire("click"); // position 5 of the first row
+  key(matrix, "ArrowUp");
+  assert.match(line(root), /\(4\) reads/, "from the one that the lens chose");
+  close();
+});
+
 test("lines: a tick stands where its number says", () => {
   const make = view.maker(page());
   for (const [low, high, count] of [[0, 9.4, 5], [0, 0.57, 3], [-3, 1, 5], [0, 1, 6]]) {
@@ -265,6 +398,18 @@ test("a sweep is pulled; stop asks no more", () => {
   assert.equal(ops().filter((each) => each === "sweep_next").length, 2);
   assert.ok(button("Start"));
   assert.match(root.get("gx-sentence").textContent, /Stopped at 1 of 30/);
+  close();
+});
+
+test("a sweep of another prompt goes, and nothing that is left of it can fail", () => {
+  const { root, tab, button, close } = setup();
+  tab(2);
+  button("Start").fire("click");
+  button("Run").fire("click");
+  const [map] = root.get("gx-panel").all("gx-heat");
+  assert.ok(map.hidden);
+  map.fire("keydown", { key: "+" }); // paints what was there
+  map.fire("keydown", { key: "ArrowRight" });
   close();
 });
 
@@ -447,11 +592,50 @@ test("a kernel that is gone makes the view stale: by its own, and whatever is cl
   other.close();
 });
 
+test("an error ends the waiting, of a run too; a run that takes long says so", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { root, k, button, close, tab } = setup();
+  const refuse = (m) => [{ op: "error", text: `no ${m.op}` }, []];
+  Object.assign(k.answers, { sweep: refuse, run: refuse });
+  tab(2);
+  button("Start").fire("click");
+  assert.deepEqual([root.get("gptj-alert").textContent, root.dataset.waiting], ["no sweep", "false"]);
+  button("Run").fire("click");
+  assert.deepEqual([root.get("gptj-alert").textContent, root.dataset.waiting, root.dataset.busy], ["no run", "false", "false"]);
+  assert.equal(root.get("gx-status").textContent, "", "not computing any more");
+  k.model.send = () => {};
+  button("Run").fire("click");
+  assert.equal(root.dataset.waiting, "true");
+  t.mock.timers.tick(5100);
+  assert.match(root.get("gx-status").textContent, /kernel is busy/);
+  close();
+});
+
+test("what is typed and not read is said: of an empty prompt, and where reading is slow", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { root, ops, close } = setup();
+  const prompt = root.get("gx-prompt");
+  prompt.value = "";
+  prompt.fire("input");
+  t.mock.timers.tick(500);
+  assert.ok(!ops().includes("run"));
+  assert.match(root.get("gx-status").textContent, /not read yet/);
+  close();
+});
+
 test("what Python selects is shown; a closed view lets go", () => {
-  const { doc, root, k, close } = setup();
+  const { doc, root, k, last, close } = setup();
   k.traits.selection = { layer: 2, head: 1, query: 4, key: 2, of: "a" };
   k.fire("change:selection");
   assert.match(line(root), /Layer 2 head 1: '␣the' \(4\) reads .* from '␣sat' \(2\)/);
+  assert.deepEqual([last("next").position, last("lens_of")?.position ?? last("lens").of], [4, "a"], "in every pane");
+  assert.match(root.get("gx-next-pane").textContent, /After '␣the'/);
+  assert.match(root.get("gx-aside").textContent, /after '␣the'/);
+  for (const query of [null, 300]) { // the last token
+    k.traits.selection = { layer: 2, head: 1, query, key: null, of: "a" };
+    k.fire("change:selection");
+    assert.match(line(root), /'␣slept' \(9\) reads .* from 'The' \(0\)/);
+  }
   close();
   assert.ok(Object.values(k.handlers).every((each) => each.length === 0));
   assert.ok(doc.disconnected);
@@ -462,7 +646,7 @@ test("a long text comes head by head and pooled: cells stand for tiles, and the 
   const own = k.answers.run;
   k.answers.run = k.answers.hello = () => {
     const [message, buffers] = own({ prompt: "x" });
-    return [{ ...message, mode: "pooled" }, buffers];
+    return [{ ...message, mode: "pooled", notes: ["A cell is the largest of several weights."] }, buffers];
   };
   k.answers.pattern = (m) => [{ op: "pattern", layer: m.layer, of: m.of, first: m.head, heads: 1, mode: "pooled", size: 5, signed: false, scale: 1, part: 0, parts: 1 },
     [Uint8Array.from({ length: 15 }, (_, i) => 10 * i)]];

@@ -20,7 +20,7 @@ export const pattern = (layer) => (h, r, c) => {
   return near + ((r * 31 + c * 17 + h * 5 + layer) % 10) / 10 + (c === 0 ? 1.5 : 0);
 };
 
-export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat and the cat slept".split(" "), late = false, about = {}, state = {} } = {}) {
+export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat and the cat slept".split(" "), late = false, about = {}, state = {}, past = [] } = {}) {
   const traits = { prompt: tokens.join(" "), prompt_b: "", selection: {}, interventions: [], view: {}, stale: "",
     about: { version: 1, session: "s", name: "fake", family: "gptj", title: `fake (${layers} layers of ${heads} heads)`, layers, heads, d_model: 64,
       d_head: 16, d_rotary: 8, context: 64, vocab: 100, parallel: true, rotary: true, compare: null, name_b: "", lenses: ["logit", "tuned", "jacobian"], ...about }, ...state };
@@ -35,7 +35,7 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
   const floats = (n, f) => Float32Array.from({ length: n }, (_, i) => f(i));
   const names = Object.fromEntries(Array.from({ length: 30 }, (_, i) => [i, [["␣the", "␣cat", "␣sat", "↵", "‹E2›", NAUGHTY, "␣مرحبا", "␣🐈"][i % 8] + (i > 7 ? i : ""), null]]));
   const logp = (i, by = 1) => -0.7 - by * i * 0.6;
-  const next = (m, more) => [{ op: "next", position: m.position, names, kl: { after: traits.interventions.length ? 0.1234 : null, b: null }, sums: {},
+  const next = (m, more) => [{ op: "next", position: m.position, names, kl: { after: traits.interventions.length ? 0.1234 : null, b: null }, sums: {}, undoable: past.length > 0,
     interventions: traits.interventions, chips: traits.interventions.map((e) => `${e.kind} ${e.layer}.${e.head ?? ""}`), ...more },
   [Int32Array.from({ length: 10 }, (_, i) => i), floats(10, (i) => logp(i)), floats(10, (i) => (traits.interventions.length ? logp(9 - i, 0.4) : NaN)), floats(10, () => NaN),
     floats(10, (i) => 5 - i), floats(10, (i) => 4 - i / 2)]];
@@ -49,8 +49,8 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
       const all = Array.from({ length: L }, (_, l) => triangles(H, S, pattern(l)));
       const thumbs = new Uint8Array(all.flatMap((each) => [...each]));
       return [{ op: "ran", run, prompt: m.prompt, prompt_b: m.prompt_b ?? "", tokens: tokens.map((_, i) => display(i)), ids: tokens.map((_, i) => i), prompt_tokens: T(), notes: [],
-        mode: "layer", pool: 512, thumb: S, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => display(i)), ids: tokens.map((_, i) => (i < 3 ? i : 50 + i)), aligned: true, notes: [] } : null,
-        interventions: traits.interventions, chips: [], position: T() - 1, seconds: 0.012, compiled: 0 },
+        mode: "layer", pool: 512, thumb: S, names, compare: m.prompt_b ? { kind: "prompt", tokens: tokens.map((_, i) => (i < 3 ? display(i) : [`␣b${i}`, null])), ids: tokens.map((_, i) => (i < 3 ? i : 50 + i)), aligned: true, notes: [] } : null,
+        interventions: traits.interventions, chips: traits.interventions.map((e) => e.kind), undoable: past.length > 0, position: T() - 1, seconds: 0.012, compiled: 0 },
       [thumbs, floats(T(), (i) => (i ? logp(i % 4) : NaN)), Int32Array.from({ length: 10 }, (_, i) => i), floats(10, (i) => logp(i))]];
     },
     pattern: (m) => [{ op: "pattern", layer: m.layer, of: m.of, first: 0, heads: H, mode: "layer", size: T(), signed: m.of.includes("-"), scale: 1, part: 0, parts: 1 },
@@ -64,7 +64,12 @@ export function kernel({ layers = 3, heads = 4, tokens = "The cat sat on the mat
     exact: (m) => [{ op: "exact", ...m, sentence: "" }, [floats(m.query + 1, () => 1 / (m.query + 1))]],
     next: (m) => next(m),
     intervene: (m) => {
+      past.push(traits.interventions);
       traits.interventions = m.interventions;
+      return next(m, { compiled: 0, seconds: 0.01 });
+    },
+    undo: (m) => {
+      traits.interventions = past.pop() ?? traits.interventions;
       return next(m, { compiled: 0, seconds: 0.01 });
     },
     token: (m) => [{ op: "token", ids: [7], names, whole: true, note: "" }, []],

@@ -38,6 +38,7 @@ export class Node {
   prepend(...nodes) { this.children.unshift(...nodes); nodes.forEach((n) => (n.parent = this)); }
   replaceChildren(...nodes) { this.text = ""; this.children = []; this.append(...nodes); }
   get parentNode() { return this.parent; }
+  contains(node) { return node === this || (Boolean(node) && this.contains(node.parent)); }
   addEventListener(name, f) { (this.listeners[name] ??= []).push(f); }
   fire(name, event = {}) {
     let stopped = false;

@@ -244,11 +244,13 @@ def test_an_intervention_gives_what_the_code_gives(model, edit):
 def test_nothing_changed_is_the_plain_pass_bit_for_bit(front):
     last = front.explorer._session.a.logits.shape[0] - 1
     edits = [dict(kind="head", layer=0, head=1)]
-    front.one("intervene", "next", interventions=edits, position=last)
+    content, _ = front.one("intervene", "next", interventions=edits, position=last)
     assert not np.array_equal(
         front.explorer._session.after.logits, front.explorer._session.a.logits
     )
+    assert content["undoable"]
     content, buffers = front.one("undo", "next", position=last)
+    assert not content["undoable"]
     assert content["interventions"] == [] and front.explorer.interventions == []
     _, _, after, _, logits, after_logits = follow(buffers)
     assert np.isnan(after).all() and np.isnan(after_logits).all()
@@ -557,6 +559,8 @@ def test_a_patching_sweep_is_each_patch_by_hand(pair, model, what, site):
     content, grid = pulled(pair, what)
     clean, corrupt = ids_of(model, A), ids_of(model, B)
     token, minus = content["token"], content["minus"]
+    lead = "'{}' over '{}'".format(*map(model.tokenizer.display, (token, minus)))
+    assert lead in content["sentence"]
 
     def difference(logits):
         return float(logits[-1, token] - logits[-1, minus])
@@ -609,6 +613,7 @@ def test_the_same_model_and_text_do_not_differ(model):
     content, (moved, ours, theirs, kl) = front.one("compare", "compared")
     assert content["kind"] == "model" and content["aligned"]
     assert not array(moved, "f32", -1).any() and not array(kl, "f32", -1).any()
+    assert content["top"] == [] and content["sentence"].startswith("No head moved")
     assert ours == theirs
     content, (data,) = front.one("pattern", layer=1, of="b-a")
     assert content["signed"] and set(array(data, "u8", -1).tolist()) == {128}
@@ -648,6 +653,14 @@ def test_texts_of_unequal_length_stand_side_by_side(model):
     assert "the A prompt has" in front.error("intervene", interventions=edits)
     with pytest.raises(ValueError, match="They part at position 1"):
         front.explorer.sweep("resid_pre")
+    last = len(ids_of(model, A)) - 1
+    front.explorer.select(of="b", query=last)  # B ends before: its last token stands for that
+    found = {"model": model}
+    exec(front.explorer.code(), found)
+    assert np.array_equal(found["logits"], front.explorer.data["logits"])
+    turned = FrontEnd(gptj_lab.widgets.Explorer(model, "the dog", compare=A))
+    turned.one("next", position=last)  # a token that only B has
+    assert "whole number from 0" in turned.error("next", position=last + 1)
 
 
 def test_what_cannot_be_compared_is_refused(model):
@@ -768,6 +781,10 @@ def test_a_script_that_changes_something_tells_the_view(front):
     front.explorer.undo()
     told = [content for content, _ in front.got]
     assert told == [{"op": "changed", "req": "", "run": 2}] * 3
+    front.explorer.ablate(1)
+    assert front.one("hello", "ran")[0]["undoable"], "what the script did, the view can undo"
+    front.one("undo", "next")
+    assert front.explorer.interventions == []
 
 
 def test_a_shorter_text_forgets_positions_and_edits_beyond_it(front):
@@ -777,7 +794,7 @@ def test_a_shorter_text_forgets_positions_and_edits_beyond_it(front):
     content, _ = front.one("run", "ran", prompt="the cat sat")
     assert front.explorer.selection["query"] is None
     assert content["interventions"] == [dict(kind="mlp", layer=0, how="zero")]
-    assert any("1 interventions don't fit" in note for note in content["notes"])
+    assert any("were dropped: 1." in note for note in content["notes"])
 
 
 def test_the_notebook_grows_by_less_than_80_kb(model):
@@ -893,7 +910,7 @@ def test_long_texts_are_sent_by_head_or_pooled_and_say_so(long_model, tokens, mo
     front = FrontEnd(gptj_lab.widgets.Explorer(long_model, text))
     content, (small, *_) = front.one("hello", "ran")
     assert abs(len(content["ids"]) - tokens) < 2 and content["mode"] == mode
-    assert any("attention is fetched" in n or "largest weight" in n for n in content["notes"])
+    assert any("attention is fetched" in n or "512 x 512 cells" in n for n in content["notes"])
     seq = len(content["ids"])
     assert len(small) == 2 * 4 * 32 * 33 // 2
     told, (data,) = front.one("pattern", layer=1, head=3)
