@@ -296,7 +296,7 @@ function specialPanel(x) {
     });
     head();
   }
-  return { name: "special", title: "Inside GPT-J", node, run: () => x.ran && position(), head, position, size: () => wheel.paint() };
+  return { name: "special", title: `Inside ${about.title}`, node, run: () => x.ran && position(), head, position, size: () => wheel.paint() };
 }
 
 function tablePanel(x) {
