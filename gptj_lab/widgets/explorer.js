@@ -147,7 +147,7 @@ function render({ model, el }) {
       matrix.say();
       if (from === "pointer") return; // pointing tells the kernel nothing
       later("keep", 400, keep);
-      if (moved) later("next", 60, x.position);
+      later(moved ? "next" : "head", 60, moved ? x.position : tabs.head);
     },
     position() {
       x.next();

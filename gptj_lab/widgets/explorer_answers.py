@@ -278,12 +278,15 @@ def _rotary(session: Session, asked: Message) -> Iterator[Answer]:
     found = rotary_parts(session.a, layer, head, query, key)
     still = float(np.abs(found.scores[-1]).sum() / np.abs(found.scores).sum())
     config = session.model.config
+    key = min(key, query)
+    reads, read = (session.model.tokenizer.display(int(session.a.ids[at])) for at in (query, key))
     said = (
+        f"How '{reads}' ({query}) would read '{read}' ({key}) from other distances. "
         f"{config.d_rotary} of the head's {config.d_head} dimensions turn with the position, in "
         f"{len(found.wavelengths)} pairs; the others make {100 * still:.0f} % of the scores' size."
     )
     content = {
-        "layer": layer, "head": head, "query": query, "key": min(key, query),
+        "layer": layer, "head": head, "query": query, "key": key,
         "distances": found.curve.shape[1], "sentence": said,
     }  # fmt: skip
     yield content, [f4(found.wavelengths), f4(found.scores), f4(found.curve)]

@@ -13,7 +13,7 @@ const NAME = (i, heads) => `${floor(i / heads)}.${i % heads}`;
 export function overview(make, { layers, heads, choose, toggle, ablate }) {
   const canvas = make("canvas", "gx-thumbs");
   const grid = make("div", "gx-grid", { role: "grid",
-    "aria-label": "Heads: rows are layers, columns are heads; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
+    "aria-label": "Heads by layer; arrow keys move, Enter chooses, Space adds to a selection, a ablates" });
   const best = make("p", "gx-best");
   const node = make("div", "gx-overview", make("div", "gx-stage", canvas, grid), best);
   let cells = [];

@@ -98,7 +98,7 @@ function patchPanel(x) {
     }
     progress.hidden = map.node.hidden = !job;
     put.disabled = !job || !pair() || job.what.startsWith("ablate");
-    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen, so those cells stay empty. A and B need equally many tokens; switching off needs no B.";
+    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen: cells stay empty. A and B need equally many tokens; switching off needs no B.";
     draw();
   }
   function stop() {
@@ -264,7 +264,7 @@ function specialPanel(x) {
   function head() {
     const { layer, head: h, query } = state;
     if (about.rotary) {
-      x.ask({ op: "rotary", layer, head: h, query: min(query, x.ran.tokens.length - 1) }, "f", (message, waves, scores, values) => {
+      x.ask({ op: "rotary", layer, head: h, query: min(query, x.ran.tokens.length - 1), key: state.key }, "f", (message, waves, scores, values) => {
         const rows = waves.length + 1;
         const columns = values.length / rows;
         const most = peak(values);

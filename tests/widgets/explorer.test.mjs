@@ -540,6 +540,18 @@ test("compare: B's prompt, three matrices, heads that moved become a score", () 
   close();
 });
 
+test("rotary and circuits are of the crosshair's two tokens", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { root, key, close, tab, last } = setup();
+  tab(5);
+  const matrix = root.get("gx-heat");
+  key(matrix, "ArrowRight");
+  key(matrix, "ArrowRight");
+  t.mock.timers.tick(100);
+  assert.deepEqual([last("rotary").query, last("rotary").key, last("circuit").token], [9, 2, 2]);
+  close();
+});
+
 test("every panel opens, and is one of tabs that arrows walk", () => {
   const { root, key, close, tab } = setup();
   root.all("gx-tab").forEach((each, i) => {

@@ -706,6 +706,8 @@ def test_stopping_keeps_what_was_made(front):
 def test_rotary_parts_sum_to_the_scores_and_move_with_the_distance(front, model):
     content, (wavelengths, scores, curve) = front.one("rotary", layer=1, head=2, query=7, key=3)
     pairs = model.config.d_rotary // 2
+    query, key = (model.tokenizer.display(int(ids_of(model, A)[at])) for at in (7, 3))
+    assert content["sentence"].startswith(f"How '{query}' (7) would read '{key}' (3) from other")
     assert len(wavelengths) == 4 * pairs
     name = "blocks.1.attn.scores"
     whole = run(model, ids_of(model, A), sites=[name])[1][name][2, 7, :8]
