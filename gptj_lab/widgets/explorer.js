@@ -24,6 +24,7 @@ function render({ model, el }) {
   const cuts = () => model.get("interventions") ?? []; // what is changed in the run
   let ran = null; // the run that is shown
   let slowly = false;
+  let refused; // the pane whose error is shown
   let patterns = new Map(); // "of:layer.head" → {size, signed, scale, bytes: its triangle}
   let timers = {};
 
@@ -40,12 +41,14 @@ function render({ model, el }) {
     if (message.op === "outdated") return void hello();
     if (pane === "run") busy(false);
     if (message.op === "stale") return void stale(message.text);
-    if (pane === "next" || pane === "intervene") x.next();
+    if (pane === "intervene") x.next();
+    refused = pane;
     alarm(message.text);
   });
   function post(message, kinds, then, pane) {
     mail.ask(message, kinds, (answer, ...arrays) => {
       settle();
+      if (refused === (pane ?? message.op)) alarm("");
       learn(answer.names);
       then(answer, ...arrays);
     }, pane);

@@ -46,7 +46,7 @@ export function overview(make, { layers, heads, choose, toggle, ablate }) {
     if (values) {
       const finite = [...values].filter(isFinite);
       const both = min(...finite) < 0;
-      const high = max(...finite.map(abs), 1e-9);
+      const high = peak(finite);
       const table = shown.tables[both ? 1 : 0];
       shown.fill = (i) => parts(isFinite(values[i]) ? table[round(255 * (both ? 0.5 + values[i] / high / 2 : values[i] / high))] : shown.mask);
     }

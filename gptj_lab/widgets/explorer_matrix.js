@@ -77,7 +77,7 @@ function matrixPane(x) {
   }
 
   const tokens = strip(make, { label: "Tokens of the prompt; arrow keys move", point: (i, from) => {
-    x.at(i, min(state.key, i), "strip");
+    x.at(i, null, "strip");
     if (from === "pointer") x.position();
   } });
   const stripTitle = make("span", "gx-caption");

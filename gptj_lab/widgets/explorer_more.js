@@ -203,11 +203,11 @@ function generatePanel(x) {
   const text = make("p", "gx-generated");
   const said = make("p", "gx-sentence");
   const scrub = make.input("step through it:", { type: "range" }, (value) => {
-    x.at(Number(value), state.key, "scrub");
+    x.at(Number(value), null, "scrub");
     tell();
   }, "input");
   const slider = scrub.input;
-  const go = make.button("Continue the prompt", "", () => (running ? halt() : start()), "gx-primary");
+  const go = make.button("Continue the prompt", "by the plain model: nothing is changed in it", () => (running ? halt() : start()), "gx-primary");
   const node = make("div", "", tools(make, count, heat_, seed, go), text,
     make("div", "gx-scrub", scrub), said);
   function show(on) {

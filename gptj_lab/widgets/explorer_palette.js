@@ -17,10 +17,6 @@ export const DIVERGING = {
   dark: ["#a5d4ff", "#3d7cb5", "#22272e", "#b0691f", "#ffc88a"],
 };
 export const MASK = { light: "#e9ebee", dark: "#0c0f12" }; // the future: nothing is read there
-export const MARKS = { // of what is chosen, on any cell: a line with a rim
-  light: { line: "#c2185b", rim: "#ffffff" },
-  dark: { line: "#ffd23e", rim: "#000000" },
-};
 
 const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 

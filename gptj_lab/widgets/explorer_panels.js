@@ -82,7 +82,7 @@ function lensPanel(x) {
     if (from === "ArrowRight") position += 1;
     if (from === "ArrowLeft") position -= 1;
     position = min(max(position, 0), n - 1);
-    if (position !== state.query) x.at(position, min(state.key, position), "lens");
+    if (position !== state.query) x.at(position, null, "lens");
     x.next();
     load();
     const text = detail();
@@ -199,7 +199,7 @@ function attributionPanel(x) {
   }
   function gradient(method) {
     x.ask({ op: "gradient", of: x.of(), position: state.query, token, minus, method }, "f", (message, values) => {
-      const most = max(...[...values].map(abs), 1e-9);
+      const most = peak(values);
       inputs.replaceChildren(...[...values].map((value, i) => {
         const rgb = mix(DIVERGING[x.theme()], 0.5 + value / most / 2);
         return make("span", "gx-token", tint(make("span", "gx-text", x.token(i)), rgb), make("span", "gx-under", signed(value)));

@@ -4,7 +4,7 @@ export function share(p) { // a probability as a person reads it
   if (!isFinite(p)) return "–";
   const of = 100 * p;
   if (of === 0) return "0 %";
-  return `${of >= 99.95 ? of.toFixed(0) : of >= 10 ? of.toFixed(1) : of >= 1 ? of.toFixed(1) : of >= 0.1 ? of.toFixed(2) : of.toPrecision(1)} %`;
+  return `${of >= 99.95 ? of.toFixed(0) : of >= 1 ? of.toFixed(1) : of >= 0.1 ? of.toFixed(2) : of.toPrecision(1)} %`;
 }
 
 export function signed(value, digits = 2) {

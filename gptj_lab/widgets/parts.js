@@ -115,7 +115,7 @@ export function rove(node, go, other) {
     cells.forEach((cell) => (cell.tabIndex = -1));
     choose(min(current ?? at, cells.length - 1));
   };
-  return { set, choose, focus: () => cells[at]?.focus(), get at() { return at; }, get cells() { return cells; } };
+  return { set, choose, focus: () => cells[at]?.focus(), get cells() { return cells; } };
 }
 
 export const GONE = "The kernel of this view is gone, so what you see is stale: run its cell again.";

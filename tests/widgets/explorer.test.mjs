@@ -608,10 +608,17 @@ test("an error ends the waiting, of a run too; a run that takes long says so", (
   t.mock.timers.enable({ apis: ["setTimeout"] });
   const { root, k, button, close, tab } = setup();
   const refuse = (m) => [{ op: "error", text: `no ${m.op}` }, []];
+  const { sweep } = k.answers;
   Object.assign(k.answers, { sweep: refuse, run: refuse });
   tab(2);
   button("Start").fire("click");
   assert.deepEqual([root.get("gptj-alert").textContent, root.dataset.waiting], ["no sweep", "false"]);
+  k.answers.sweep = sweep;
+  tab(0);
+  tab(2);
+  assert.equal(root.get("gptj-alert").hidden, false, "until what was refused is done");
+  button("Start").fire("click");
+  assert.equal(root.get("gptj-alert").hidden, true);
   button("Run").fire("click");
   assert.deepEqual([root.get("gptj-alert").textContent, root.dataset.waiting, root.dataset.busy], ["no run", "false", "false"]);
   assert.equal(root.get("gx-status").textContent, "", "not computing any more");
@@ -620,6 +627,17 @@ test("an error ends the waiting, of a run too; a run that takes long says so", (
   assert.equal(root.dataset.waiting, "true");
   t.mock.timers.tick(5100);
   assert.match(root.get("gx-status").textContent, /kernel is busy/);
+  close();
+});
+
+test("a question that is refused is not asked again and again", () => {
+  const { root, k, key, close, ops } = setup();
+  Object.assign(k.answers, { next: () => [{ op: "error", text: "no memory" }, []] });
+  const before = ops().length;
+  key(root.all("gx-token")[3], "ArrowRight");
+  root.all("gx-lens-cell")[5].fire("click");
+  assert.ok(ops().length < before + 20);
+  assert.equal(root.get("gptj-alert").textContent, "no memory");
   close();
 });
 
