@@ -1,6 +1,6 @@
 // The chosen head, or several, as a matrix; the same weights on the prompt's tokens.
 
-const OF = { a: "this run", after: "after switching off", "after-a": "after − before", b: "B", "b-a": "B − A" };
+const OF = { a: "the text, unchanged", after: "after the changes", "after-a": "after − before", b: "B", "b-a": "B − A" };
 
 function matrixPane(x) {
   const { make, state } = x;

@@ -136,7 +136,8 @@ function lensPanel(x) {
   function follow() {
     if (!state.pins.length) return void plots.replaceChildren(hint(make, "Choose a token in a list, or type one, to follow it over the layers."));
     x.ask({ op: "lens_of", of: x.of(), kind: state.lens, position: state.query, ids: state.pins }, "fi", (message, logprobs, ranks) => {
-      const count = message.rows.length;
+      const names = message.rows;
+      const count = names.length;
       const series = (all, f) => message.ids.map((id, i) => ({ name: x.name(id), style: i, values: Array.from(all.subarray(i * count, (i + 1) * count), f) }));
       const caption = `after '${x.token(message.position)}'`;
       const unpin = message.ids.map((id, i) => make.button(`${LINES[i].mark} ${x.name(id)} ✕`, "no longer follow", () => {
@@ -144,8 +145,8 @@ function lensPanel(x) {
         follow();
       }, "gx-chip"));
       plots.replaceChildren(tools(make, make.caption("followed:"), ...unpin),
-        lines(make, { series: series(logprobs, exp), theme: x.theme(), caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
-        lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
+        lines(make, { series: series(logprobs, exp), theme: x.theme(), names, caption: `Probability over the layers ${caption}`, unit: "probability over the layers" }),
+        lines(make, { series: series(ranks, (each) => each + 1), theme: x.theme(), names, caption: `Rank over the layers ${caption}`, unit: "rank (1 = likeliest)", upside: true, log: true }));
     });
   }
   return { name: "lens", title: "Lens", node, run: () => x.ran && load(), position: load };

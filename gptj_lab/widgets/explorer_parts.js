@@ -46,8 +46,8 @@ const hint = (make, ...content) => make("p", "gx-hint", ...content);
 const tools = (make, ...all) => make("div", "gx-tools", ...all);
 
 // Lines over the layers: [{name, values, style}], NaN where nothing is. upside: 1 is on top (ranks).
-export function lines(make, { series, theme, caption, unit, upside = false, log = false, at = null, width = 460, height = 190, from = 0 }) {
-  const [left, right, top, bottom] = [46, 124, 10, 30];
+export function lines(make, { series, theme, caption, unit, upside = false, log = false, at = null, width = 460, height = 190, names }) {
+  const [left, right, top, bottom] = [46, 124, 10, 36];
   const scale = (v) => (log ? log10(max(v, 1)) : v);
   const all = series.flatMap((each) => [...each.values]).filter(isFinite).map(scale);
   let [low, high] = [min(...all), max(...all)];
@@ -72,7 +72,7 @@ export function lines(make, { series, theme, caption, unit, upside = false, log 
   }
   const every = ceil(count / 14);
   for (let i = 0; i < count; i += every) {
-    svg.append(make.svg("text", { x: x(i), y: height - bottom + 16, "text-anchor": "middle" }, String(i + from)));
+    svg.append(make.svg("text", { x: x(i), y: height - bottom + 16, "text-anchor": "middle" }, names?.[i] ?? String(i)));
   }
   if (at !== null) svg.append(make.svg("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom, class: "gx-at" }));
   svg.append(make.svg("text", { x: left, y: height - 4 }, unit));
