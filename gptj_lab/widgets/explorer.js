@@ -9,7 +9,7 @@ const KEYS = [["/", "prompt"], ["h", "heads"], ["m", "matrix"], ["t", "tokens"],
   ["x", "cut the arrow under the crosshair"], ["u", "undo"], ["s", "hide the first token"], ["[ and ]", "layer down, up"], ["p", "pin a picture"],
   ["c", "code"], ["?", "this list"], ["arrows, Home, End, PgUp, PgDn", "move inside heads, matrix, tokens and grids"],
   ["Enter", "choose, hold the cell"], ["Space", "add a head to the selection"], ["+ and −", "zoom the matrix"]];
-const SLOW = "The kernel is busy: waiting for it. If it was restarted, this view is stale: run its cell again.";
+const SLOW = "The kernel is busy. If it was restarted, run this view's cell again.";
 let views = 0;
 
 function render({ model, el }) {
@@ -67,7 +67,7 @@ function render({ model, el }) {
     if (text) status.textContent = "";
   }
   function alarm(text) {
-    alert.textContent = text;
+    alert.textContent = said.textContent = text;
     alert.hidden = !text;
   }
   function busy(on) {
@@ -120,7 +120,7 @@ function render({ model, el }) {
     label: (i) => `${x.token(i)} ${i}`,
     colours: (both = false) => ({ lut: both ? lut(DIVERGING[theme()]) : lut(ramp(state.ramp, theme()), state.gamma), mask: pixel(MASK[theme()]), zero: both ? 128 : 0 }),
     tell(sentence) { // at once for the eye, when it rests for the ear
-      line.textContent = sentence;
+      line.textContent = said.textContent = sentence;
       later("told", 250, () => (told.textContent = sentence));
     },
     pick(id) {
@@ -255,10 +255,12 @@ function render({ model, el }) {
   const chipbar = chips(make, { change: (list) => x.intervene(list), undo });
   const nextPane = nextTokens(make, { pick: (id) => x.pick(id) });
   const line = make("p", "gx-line");
+  const said = make("p", "gx-said"); // the same beside the tabs, far below
   const allHeads = headsPane(x);
   const matrix = matrixPane(x);
   Object.assign(x, { heads: allHeads, matrix });
   const tabs = x.tabs = panels(x, [lensPanel, attributionPanel, patchPanel, comparePanel, generatePanel, specialPanel, tablePanel]);
+  tabs.node.prepend(said);
   root.append(title, promptBox, alert, note, ...matrix.strips, line, told, chipbar.node, make("div", "gx-main", allHeads.node, matrix.node, nextPane.node), tabs.node, below.node);
   el.append(root);
 
@@ -281,7 +283,7 @@ function render({ model, el }) {
     "[": () => x.choose(max(0, state.layer - 1), state.head), "]": () => x.choose(min(layers - 1, state.layer + 1), state.head) };
   root.addEventListener("keydown", (event) => {
     const typing = ["TEXTAREA", "SELECT"].includes(event.target.tagName) || (event.target.tagName === "INPUT" && event.target.type !== "checkbox");
-    if (event.target === prompt && event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+    if (event.target.tagName === "TEXTAREA" && event.key === "Enter" && chord(event)) run(event.target === prompt ? {} : { prompt_b: event.target.value });
     else if (event.key === "Escape" && event.target === prompt) allHeads.focus();
     else if (event.key === "Escape" && below.node.children.length) below.close();
     else if (!typing && !chord(event) && keys[event.key]) keys[event.key]();

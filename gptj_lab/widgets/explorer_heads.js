@@ -155,7 +155,7 @@ function headsPane(x) {
     }
   }
   const scoreBox = make.select("show", [["", "attention patterns"]], state.score, (value) => x.set("score", value, showHeads));
-  const sorted = make.check("sort", state.sorted, (on) => x.set("sorted", on, showHeads), "the highest score first; the cells then carry layer.head");
+  const sorted = make.check("sort", state.sorted, (on) => x.set("sorted", on, showHeads), "the highest score first; cells then carry layer.head");
   const scoreNote = hint(make);
   const add = (layer, head) => {
     const name = `${layer}.${head}`;
@@ -168,6 +168,6 @@ function headsPane(x) {
   };
   const heatmap = overview(make, { layers, heads, choose: x.choose, toggle: add, ablate: x.ablate });
   const node = make("section", "gx-pane gx-heads-pane", make("h3", "gx-title", "All heads"), tools(make, scoreBox, sorted), scoreNote, heatmap.node,
-    hint(make, "Rows: layers. Columns: heads. Click, or walk with the arrows; Ctrl+click or Space selects several."));
+    hint(make, "Rows: layers. Columns: heads. Click or use arrows; Ctrl+click or Space adds one."));
   return { node, begin, changed, show: showHeads, all, addScore, fresh, paint: heatmap.paint, focus: heatmap.focus };
 }

@@ -98,7 +98,7 @@ function patchPanel(x) {
     }
     progress.hidden = map.node.hidden = !job;
     put.disabled = !job || !pair() || job.what.startsWith("ablate");
-    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen: cells stay empty. A and B need equally many tokens; switching off needs no B.";
+    if (!job) text.textContent = "B (corrupt) is run with A's (clean) value put in at one place after the other: 1 = A's answer is back, 0 = nothing happened. Left of the first token that differs nothing can happen. A and B need equally many tokens; switching off needs no B.";
     draw();
   }
   function stop() {
@@ -166,7 +166,7 @@ function comparePanel(x) {
     const on = Boolean(x.ran?.compare);
     three.hidden = !on;
     if (!on) {
-      text.textContent = "There is no B yet: type a second prompt, or give Explorer(model, prompt, compare=other_model).";
+      text.textContent = "There is no B yet: type a prompt, or give Explorer(model, prompt, compare=other_model).";
       return best.replaceChildren(), chart.replaceChildren();
     }
     x.ask({ op: "compare" }, "f", (message, moved, a, b, kl) => {
@@ -219,9 +219,11 @@ function generatePanel(x) {
     x.ask({ op: "generate_stop" }, "f", take, "generate");
   };
   function start() {
-    show(true);
     text.textContent = "";
-    x.ask({ op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, "f", take);
+    x.ask({ op: "generate", max_new_tokens: Number(count.input.value), temperature: Number(heat_.input.value), seed: Number(seed.input.value) }, "f", (message) => {
+      show(true);
+      take(message);
+    });
   }
   function take(message) {
     text.textContent += message.ids.map(x.text).join("");
@@ -234,7 +236,7 @@ function generatePanel(x) {
     const next = state.query + 1;
     said.textContent = next < x.ran.tokens.length
       ? `At step ${next - x.ran.prompt_tokens + 1} the network stood at '${x.token(state.query, x.ran)}' and '${x.token(next, x.ran)}' came with ${share(exp(x.ran.logprobs[next]))}. All panes show that step.`
-      : "The last step: what would come next stands in the pane above.";
+      : "The last step: what would come next stands above.";
   }
   function run() {
     if (!x.ran) return;

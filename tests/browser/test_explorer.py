@@ -264,6 +264,8 @@ def test_a_cell_of_b_is_put_into_a_by_dragging_and_by_keys(page, python):
     for key in ("Home", *["PageUp"] * 2, "ArrowRight", "Enter", "Tab"):
         page.keyboard.press(key)
     assert grids.last.evaluate("n => n === document.activeElement")
+    said = view(page).locator(".gx-said", has_text="Picked up: B, layer 0")
+    assert said.is_visible(), "what is told at the top is told beside the tabs, too"
     for key in ("Home", "PageUp", "ArrowRight", "ArrowDown", "Enter"):
         page.keyboard.press(key)
     view(page).locator(".gx-chip", has_text="resid_pre 1").wait_for()

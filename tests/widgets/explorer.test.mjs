@@ -528,12 +528,16 @@ test("the scrubber tells with what probability a token came", () => {
 });
 
 test("compare: B's prompt, three matrices, heads that moved become a score", () => {
-  const { root, k, tab, button, last, close } = setup();
+  const { root, k, tab, button, last, close, key } = setup();
   tab(3);
   const prompt = root.all("gx-prompt").at(-1);
   prompt.value = "another";
   button("Run A and B").fire("click");
   assert.equal(last("run").prompt_b, "another");
+  const again = root.all("gx-prompt").at(-1);
+  again.value = "a third";
+  key(again, "Enter", { ctrlKey: true });
+  assert.equal(last("run").prompt_b, "a third");
   assert.deepEqual(k.sent.filter((each) => each.op === "pattern").map((each) => each.of).slice(-2), ["b", "b-a"]);
   assert.match(root.get("gx-panel").textContent, /Head 1\.2 moved most/);
   root.get("gx-panel").all("gx-link")[0].fire("click");
@@ -614,6 +618,16 @@ test("an error ends the waiting, of a run too; a run that takes long says so", (
   tab(2);
   button("Start").fire("click");
   assert.deepEqual([root.get("gptj-alert").textContent, root.dataset.waiting], ["no sweep", "false"]);
+  assert.equal(root.get("gx-said").textContent, "no sweep", "beside what was clicked, too");
+  k.answers.sweep = sweep;
+  k.answers.generate = refuse;
+  tab(4);
+  button("Continue the prompt").fire("click");
+  assert.ok(button("Continue the prompt"), "nothing runs that could be stopped");
+  k.reply({ op: "changed", req: "" }); // read anew, which takes an error away
+  tab(2);
+  k.answers.sweep = refuse;
+  button("Start").fire("click");
   k.answers.sweep = sweep;
   tab(0);
   tab(2);
