@@ -71,7 +71,7 @@ _ACTS = """() => {
     },
     edit(text) {
       status.textContent = "";
-      const seen = until(status, (text) => / tokens in /.test(text));
+      const seen = until(status, (text) => /^read in /.test(text));
       prompt.value = text;
       key(prompt, "Enter", { ctrlKey: true });
       return seen;
@@ -84,13 +84,20 @@ _ACTS = """() => {
         clientY: bounds.bottom - 8 }));
       return box.offsetWidth; // what it changed is laid out
     },
+    colours(gamma) { // every thumbnail and the matrix
+      const slider = root.querySelector(".gx-matrix-pane input[type=range]");
+      slider.value = gamma;
+      slider.dispatchEvent(new Event("input"));
+      return root.offsetWidth;
+    },
   };
   window.act = async (what, value) => {
     const [sent, begun] = [window.sent, performance.now()];
     await acts[what](value);
     const handled = performance.now() - begun;
-    if (what !== "hover") await drawn();
-    return [what === "hover" ? handled : performance.now() - begun, window.sent - sent];
+    if (["hover", "colours"].includes(what)) return [handled, window.sent - sent];
+    await drawn();
+    return [performance.now() - begun, window.sent - sent];
   };
 }"""
 
@@ -160,6 +167,9 @@ def measured(page, rounds: int) -> dict[str, list[list[float]]]:
 
     page.evaluate(_ACTS)
     found = {"hover over a cell": [act("hover") for _ in range(5 * rounds)]}
+    found["all heads and a matrix in other colours"] = [
+        act("colours", 0.5 + 0.1 * (i % 10)) for i in range(rounds)
+    ]
     for by in (1, -1) * 2:
         act("layer", by)
     found["a layer seen before"] = [act("layer", by) for _ in range(rounds // 2) for by in (1, -1)]
