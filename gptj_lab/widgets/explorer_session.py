@@ -317,7 +317,8 @@ class Session:
                 f"{explorer_encoding.POOL} x {explorer_encoding.POOL}; exact rows are fetched."
             )
         if dropped:
-            notes.append(f"{dropped} interventions don't fit the new text and were dropped.")
+            word = "intervention doesn't" if dropped == 1 else "interventions don't"
+            notes.append(f"{dropped} {word} fit the new text: dropped.")
         if self.b is not None and not self.aligned:
             notes.append(
                 f"A has {seq} tokens, B {len(self.b)}: they are shown side by side, but not "
