@@ -3,11 +3,15 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from gptj_lab.config import ModelConfig
+from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import attribution, patching
 from gptj_lab.lessons import attention_maps, causality, logit_lens
+from gptj_lab.model.transformer import Transformer
 
 
 def induction(pattern, ids):
@@ -159,6 +163,22 @@ def test_lens_that_is_only_off(biased):
     check(logit_lens.lens(lambda residual: None, biased), "returns nothing")
 
 
+def test_lens_of_a_tied_head_without_bias(tiny_tokenizer):
+    config = ModelConfig.of_family(
+        "gpt2", vocab_size=304, context=32, d_model=32, num_layers=1, num_heads=4, d_ff=64,
+        initializer_range=0.2,
+    )  # fmt: skip
+    network = Transformer(config, key=jax.random.key(0))
+    tied = LanguageModel(config, network, tiny_tokenizer, "tied")
+
+    def logits(residual):
+        normal = (residual - residual.mean()) / residual.std()
+        return np.asarray(network.embed.get_value()) @ normal
+
+    check(logit_lens.lens(logits, tied), None)
+    check(logit_lens.lens(lambda residual: logits(residual) + 1, tied), "by the same number")
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -197,6 +217,11 @@ def test_shares(biased):
     swapped = every | {"embed": biases, "biases": told.embed}
     check(logit_lens.shares(swapped, told), "`embed` is what the embedding alone adds")
     check(logit_lens.shares([1, 2, 3, 4], told), "a dict with the keys")
+    rounded = dataclasses.replace(told, logit=told.logit + 0.03, dtype="bfloat16")
+    check(logit_lens.shares(every, rounded), None)
+    learned = dataclasses.replace(told, position_embed=0.5, logit=told.logit + 0.5)
+    check(logit_lens.shares(every, learned), None)
+    check(logit_lens.shares(every | {"embed": told.embed + 0.5}, learned), None)
     check(logit_lens.shares(sums | {"biases": biases + 1}, told), "which bias")
     check(logit_lens.shares(sums | {"biases": 0, "heads": 0}, told), "over all layers and heads")
 
