@@ -105,4 +105,4 @@ def false_positive(
         return not_yet(f"the MLP of layer {answer} does count: patched at the last token it brings "
                        f"{back:.0%} back")  # fmt: skip
     return right(f"it wrote {share:+.2f} logits, but writes nearly the same after the other "
-                 f"prompt: patched there, {back:.0%} comes back.")  # fmt: skip
+                 f"prompt: patched there, {round(back, 2) + 0:.0%} comes back.")  # fmt: skip

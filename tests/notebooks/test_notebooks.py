@@ -25,6 +25,7 @@ STAND_IN = Path(__file__).parent / "stand_in"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = sorted((ROOT / "colab").glob("*.ipynb"))
 VIEW = "application/vnd.jupyter.widget-view+json"
+pytestmark = pytest.mark.usefixtures("quick_processes")
 SOURCES = sorted((ROOT / "colab" / "sources").glob("*.ipynb"))  # of those that are Colab's alone
 
 
