@@ -40,8 +40,8 @@ reference: .venv/test
 # Without bars, which a saved notebook would show as they were at first.
 notebooks: .venv/test
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.store_widget_state=False \
-	    --ExecutePreprocessor.coalesce_streams=True $(wildcard notebooks/*.ipynb)
+	    --ExecutePreprocessor.store_widget_state=False $(wildcard notebooks/*.ipynb)
+	$(BIN)/jupyter nbconvert --coalesce-streams --inplace $(wildcard notebooks/*.ipynb)
 
 colab: .venv/test
 	$(BIN)/python colab/build.py

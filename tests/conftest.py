@@ -27,7 +27,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config):
     """The default suite spends most of its time on compiling: LLVM does less of it there.
 
-    The slow suite, and every process that a test starts, compile as users do.
+    The slow suite, and the processes that a test starts, compile as users do, where the test
+    doesn't use `quick_processes`.
     """
     quick = config.option.markexpr == "not slow"
     jax.config.update("jax_disable_most_optimizations", quick)
@@ -174,6 +175,27 @@ def quick_compiles(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def compiled_well():
+    """In the default suite too: for a thousand training steps it pays."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def quick_processes(pytestconfig, tmp_path_factory):
+    """In the default suite: processes whose programs LLVM optimises less, each compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if pytestconfig.option.markexpr == "not slow":
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+            patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+            patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
 
 
 @pytest.fixture

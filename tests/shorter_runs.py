@@ -7,7 +7,7 @@ from nbformat import NotebookNode
 
 PARAMETERS = {
     "12_induction_heads_are_born": {"STEPS": 560},
-    "15_fine_tuning_full_and_lora": {"STEPS": 12},
+    "15_fine_tuning_full_and_lora": {"STEPS": 6},
     "16_what_did_fine_tuning_change": {"STEPS": 12},
 }
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 BRANCH = "float16"
 CODE = """

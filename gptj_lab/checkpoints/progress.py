@@ -1,6 +1,7 @@
 """A bar with bytes and seconds left, for work on more bytes than one waits for without asking."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -23,7 +24,9 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
 
 
 def watched() -> bool:
-    """Whether somebody may look at a bar: in a terminal or a notebook."""
+    """Whether somebody may look at a bar: in a terminal or a notebook, and without TQDM_DISABLE."""
+    if os.environ.get("TQDM_DISABLE"):  # tqdm's own bars for notebooks don't heed it (4.70)
+        return False
     return _in_notebook() or sys.stderr.isatty()
 
 

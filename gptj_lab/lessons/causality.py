@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried
+from gptj_lab.lessons.verdict import (
+    UNANSWERED,
+    Verdict,
+    heads_named,
+    not_yet,
+    right,
+    tried,
+    whole,
+)
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -30,8 +38,16 @@ def recovered(function: Callable[..., Any]) -> Verdict:
             if share < 0 < float(found):
                 return not_yet("a patch that makes it worse has to be negative")
             if not np.isclose(float(found), share, atol=1e-6):
+                slips = {
+                    patched / clean: ". 0 has to lie at corrupt, not at 0 logits",
+                    patched - corrupt: ". That is in logits: of how many in all?",
+                    (patched - corrupt) / clean: ". The whole way leads from corrupt to clean",
+                    100 * share: ". A share is asked for, not per cent",
+                    min(max(share, 0), 1): ". A patch may do harm, or more than is needed",
+                }
+                hint = next((slips[v] for v in slips if np.isclose(float(found), v)), "")
                 return not_yet(f"clean {clean}, corrupt {corrupt}, patched {patched:.2f}: yours "
-                               f"gives {float(found):.2f}, it should be {share}")  # fmt: skip
+                               f"gives {float(found):.2f}, it should be {share}{hint}")  # fmt: skip
     return right("0 at the corrupt prompt, 1 at the clean one, a straight line between and beyond.")
 
 
@@ -45,17 +61,14 @@ def few_heads(
     """
     if answer is None:
         return UNANSWERED
-    try:
-        given = sorted({(int(layer), int(head)) for layer, head in answer})
-    except (TypeError, ValueError):
-        return not_yet("pairs are needed, such as [(2, 6), (5, 4)]")
+    given = heads_named(answer, model, "[(0, 1), (3, 2)]")
+    if isinstance(given, Verdict):
+        return given
     if len(given) > most:
         return not_yet(f"{len(given)} heads are named, at most {most} are allowed")
     _, clean = run(model, compared.clean, sites=["blocks.*.attn.z"])
     patches = Interventions.none(model, len(compared.corrupt))
     for layer, head in given:
-        if not (0 <= layer < model.config.num_layers and 0 <= head < model.config.num_heads):
-            return not_yet(f"there is no head {(layer, head)}: they are counted from 0")
         value = clean[f"blocks.{layer}.attn.z"][:, head]
         patches = patches.patch("attn.z", layer, None, value, head=head)
     logits, _ = run(model, compared.corrupt, patches)
@@ -81,7 +94,7 @@ def false_positive(
     if answer is None:
         return UNANSWERED
     layers = len(attribution.mlps)
-    if not isinstance(answer, int | np.integer) or not 0 <= answer < layers:
+    if not whole(answer) or not 0 <= answer < layers:
         return not_yet(f"a layer from 0 to {layers - 1} is needed")
     share = float(attribution.mlps[answer])
     back = float(mlps.recovered[answer, attribution.position])
@@ -92,4 +105,4 @@ def false_positive(
         return not_yet(f"the MLP of layer {answer} does count: patched at the last token it brings "
                        f"{back:.0%} back")  # fmt: skip
     return right(f"it wrote {share:+.2f} logits, but writes nearly the same after the other "
-                 f"prompt: patched there, {back:.0%} comes back.")  # fmt: skip
+                 f"prompt: patched there, {round(back, 2) + 0:.0%} comes back.")  # fmt: skip

@@ -84,7 +84,7 @@ def trained_numbers(
     """Exercise 2: how many numbers LoRA trains on `matrices` square matrices of each block."""
     if answer is None:
         return UNANSWERED
-    if not isinstance(answer, int | float | np.integer) or answer < 1:
+    if not isinstance(answer, int | float | np.integer) or not 1 <= answer < np.inf:
         return not_yet("a number of numbers is needed")
     one = rank * config.d_model  # a, or b
     expected = config.num_layers * matrices * 2 * one

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from gptj_lab.lens import heads
 from gptj_lab.lens.interventions import Interventions, run
-from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried
+from gptj_lab.lessons.verdict import UNANSWERED, Verdict, heads_named, not_yet, right, tried
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -85,15 +85,11 @@ def breaking_heads(
     """
     if answer is None:
         return UNANSWERED
-    try:
-        given = sorted({(int(layer), int(head)) for layer, head in answer})
-    except (TypeError, ValueError):
-        return not_yet("pairs are needed, such as [(0, 3), (1, 2)]")
+    given = heads_named(answer, model, "[(0, 0), (1, 1)]")
+    if isinstance(given, Verdict):
+        return given
     if len(given) > most:
         return not_yet(f"{len(given)} heads are named, at most {most} are allowed")
-    for layer, head in given:
-        if not (0 <= layer < model.config.num_layers and 0 <= head < model.config.num_heads):
-            return not_yet(f"there is no head {(layer, head)}: they are counted from 0")
     whole, broken = loss_on_repeats(model), loss_on_repeats(model, given)
     if broken <= above:
         return not_yet(f"without them the loss on the repeat is {broken:.2f} nats, with all heads "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried
+from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried, whole
+from gptj_lab.model.linear import product
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -29,19 +31,37 @@ def lens(function: Callable[..., Any], model: LanguageModel) -> Verdict:
     expected = _logits(model, residual)
     if _close(found, expected):
         return right("to the rounding of float32, these are the network's own logits.")
-    nothing = _logits(model, np.zeros_like(residual))
-    bias = _head_bias(model)
-    if bias is not None and _close(found + bias, expected):
-        return not_yet("the unembedding has a bias of its own (model.network.head.bias)")
-    norm = model.network.final_ln
-    if norm.bias is not None:
-        from_norm = nothing - (0 if bias is None else bias)
-        if _close(found + from_norm, expected):
-            return not_yet("the final LayerNorm has a bias of its own (final_ln.bias)")
+    if not np.isfinite(found).all():
+        return not_yet("a logit is not finite")
+    if abs(found.sum() - 1) < 1e-3 and found.min() >= 0:
+        return not_yet("those are probabilities; the logits are what the softmax is taken of")
+    if np.ptp(found - expected) < 1e-3 * np.abs(expected).max():
+        return not_yet("all logits are off by the same number: without the softmax, please")
+    nothing = _logits(model, np.zeros_like(residual))  # what the biases alone make
+    own = _unembedded(model, np.zeros_like(residual))
+    biases = {"the unembedding has a bias of its own (model.network.head.bias)": own,
+              "the final LayerNorm has a bias of its own (final_ln.bias)": nothing - own,
+              "both the final LayerNorm and the unembedding have a bias": nothing}  # fmt: skip
+    for sentence, bias in biases.items():
+        if bias.any() and _close(found + bias, expected):
+            return not_yet(sentence)
     doubled = tried(function, (2 * residual,), (vocab,))
     if not isinstance(doubled, Verdict) and np.abs(doubled - found).max() > 0.1:
         return not_yet("a residual twice as large gives other logits: the final LayerNorm takes "
                        "the mean off and divides by the standard deviation")  # fmt: skip
+    scale, shift = (
+        np.asarray(each.get_value(), np.float32)
+        for each in (model.network.final_ln.scale, model.network.final_ln.bias)
+    )
+    plain = (residual - residual.mean()) / residual.std()
+    if _close(found, _unembedded(model, plain + shift)):
+        return not_yet("the final LayerNorm multiplies by its scale (final_ln.scale)")
+    # Whatever it divides by: a mean that stayed adds a multiple of what the scale alone makes.
+    parts = np.stack([expected - nothing, _unembedded(model, scale) - own], axis=1)
+    fit, *_ = np.linalg.lstsq(parts, found - nothing, rcond=None)
+    if _close(parts @ fit + nothing, found):
+        return not_yet("the final LayerNorm takes the mean off the residual, then divides by the "
+                       "root of the mean square of what is left")  # fmt: skip
     return not_yet(f"the logits are {np.abs(found - expected).max():.2f} off at most")
 
 
@@ -49,11 +69,11 @@ def _logits(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
     return np.asarray(model.network.unembed(jnp.asarray(residual)[None, None])[0, 0], np.float64)
 
 
-def _head_bias(model: LanguageModel) -> np.ndarray | None:
-    head = model.network.head
-    if head is None or head.bias is None:
-        return None
-    return np.asarray(head.bias.get_value(), np.float64)
+def _unembedded(model: LanguageModel, normal: np.ndarray) -> np.ndarray:
+    """Logits of what the final LayerNorm has made."""
+    network, row = model.network, jnp.asarray(normal, jnp.float32)[None]
+    made = product(row, network.embed[...]) if network.head is None else network.head(row)
+    return np.asarray(made[0], np.float64)
 
 
 def _close(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -70,7 +90,7 @@ def deciding_block(answer: int | None, likeliest: list[str]) -> Verdict:
     if answer is None:
         return UNANSWERED
     blocks = len(likeliest) - 1
-    if not isinstance(answer, int | np.integer) or not 0 <= answer < blocks:
+    if not whole(answer) or not 0 <= answer < blocks:
         return not_yet(f"a whole number from 0 to {blocks - 1} is needed")
     after = likeliest[1:]
     if after[answer] != likeliest[-1]:
@@ -94,19 +114,39 @@ def shares(answer: Mapping[str, float] | None, attribution: Attribution) -> Verd
         return not_yet("a dict with the keys embed, heads, MLPs and biases is needed")
     if any(value is None for value in answer.values()):
         return UNANSWERED
-    values = {name: float(np.asarray(value)) for name, value in answer.items()}
+    values = {}
+    for name, value in answer.items():
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            return not_yet(f"`{name}` is {type(value).__name__}, a number is needed")
+        if array.ndim:
+            return not_yet(f"`{name}` has the shape {array.shape}, a number is needed: its sum")
+        if not np.isfinite(array):
+            return not_yet(f"`{name}` is not finite")
+        values[name] = float(array)
     if abs(values["heads"] - float(attribution.heads.sum())) > 1e-3:
         return not_yet("`heads` is the sum over all layers and heads")
     if abs(values["MLPs"] - float(attribution.mlps.sum())) > 1e-3:
         return not_yet("`MLPs` is the sum over all layers, without their output biases")
-    off = sum(values.values()) - attribution.logit
+    embed, learned = attribution.embed, attribution.position_embed  # the latter may be counted
+    if min(abs(values["embed"] - embed), abs(values["embed"] - embed - learned)) > 1e-3:
+        return not_yet("`embed` is what the embedding alone adds")
+    # Against the sum of all parts, which is the logit to the rounding of the model's dtype.
+    four = sum(values.values()) - values["embed"] + embed + learned
+    off = four - (attribution.total - attribution.edits)
     if abs(off) <= 1e-3:
-        return right(
-            f"the four sum to the model's own {attribution.logit:.4f}, {abs(off):.0e} off."
-        )
-    if abs(off + attribution.head_bias) < 1e-3 < abs(attribution.head_bias):
-        return not_yet("the unembedding's own bias is missing among the biases")
-    if abs(off + float(attribution.mlp_biases.sum())) < 1e-3:
-        return not_yet("the MLPs' output biases are missing among the biases")
-    return not_yet(f"the four sum to {attribution.logit + off:.4f}, but the model's logit is "
-                   f"{attribution.logit:.4f}: which bias is missing?")  # fmt: skip
+        return right(f"the four sum to {four:.4f}, and the model's own is {attribution.logit:.4f}.")
+    kinds = {
+        "that of the unembedding": attribution.head_bias,
+        "that of the final LayerNorm": attribution.final_bias,
+        "those of the MLPs' outputs": float(attribution.mlp_biases.sum()),
+        "those of the attentions' outputs": float(attribution.attention_biases.sum()),
+    }
+    kinds = {name: bias for name, bias in kinds.items() if abs(bias) > 1e-3}
+    for count in range(1, len(kinds) + 1):
+        for names in itertools.combinations(kinds, count):
+            if abs(off + sum(kinds[name] for name in names)) < 1e-3:
+                return not_yet("missing among the biases: " + ", ".join(names))
+    return not_yet(f"the four sum to {four:.4f}, but the model's logit is {attribution.logit:.4f}: "
+                   "which bias is missing?")  # fmt: skip

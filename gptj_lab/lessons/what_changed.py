@@ -9,7 +9,7 @@ import numpy as np
 
 from gptj_lab.finetuning import lora
 from gptj_lab.lessons.fine_tuning import nats_a_token
-from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried
+from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried, whole
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -78,10 +78,10 @@ def carrying_layer(
     if answer is None:
         return UNANSWERED
     layers = len(tuned.network.blocks)
-    if not isinstance(answer, int | np.integer) or not 0 <= answer < layers:
+    if not whole(answer) or not 0 <= answer < layers:
         return not_yet(f"a layer from 0 to {layers - 1} is needed")
-    whole = nats_a_token(tuned, text, context)
-    lost = np.array([nats_a_token(without_layer(tuned, layer), text, context) - whole
+    all_on = nats_a_token(tuned, text, context)
+    lost = np.array([nats_a_token(without_layer(tuned, layer), text, context) - all_on
                      for layer in range(layers)])  # fmt: skip
     if lost[answer] < lost.max() - 1e-3:
         return not_yet(f"without the adapters of block {answer} the text costs {lost[answer]:+.3f} "

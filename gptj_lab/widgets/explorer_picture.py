@@ -122,7 +122,7 @@ def alt(session: Session, selection: dict[str, Any]) -> str:
         f"({100 * chance:.0f} %)."
     )
     if session.edits:
-        said += f" Interventions: {len(session.edits)}."
+        said += f" {_interventions(session)} made."
     text = session.prompt_b if run is session.b and session.prompt_b else session.prompt
     return f"{said} The text: {text if len(text) <= 200 else f'…{text[-200:]}'}"
 
@@ -131,7 +131,12 @@ def _title(session: Session, of: str) -> str:
     if of == "b":
         return session.other.name if session.two_models else "the second prompt"
     title = session.model.name or "the model"
-    return f"{title}, interventions: {len(session.edits)}" if of == "after" else title
+    return f"{title}, {_interventions(session)}" if of == "after" else title
+
+
+def _interventions(session: Session) -> str:
+    """How many there are, with the plural where it belongs."""
+    return f"{len(session.edits)} intervention{'s' * (len(session.edits) != 1)}"
 
 
 class _Page:

@@ -320,7 +320,8 @@ class Session:
                 "cells, each the largest of several weights; exact ones come for a cell you hold."
             )
         if dropped:
-            notes.append(f"Interventions that don't fit the new text were dropped: {dropped}.")
+            word = "intervention doesn't" if dropped == 1 else "interventions don't"
+            notes.append(f"{dropped} {word} fit the new text: dropped.")
         if self.b is not None and not self.aligned:
             notes.append(
                 f"A has {seq} tokens, B {len(self.b)}: they are shown side by side, but not "

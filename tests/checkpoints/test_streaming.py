@@ -212,7 +212,9 @@ def test_the_bar_knows_a_notebook(monkeypatch):
     fake = types.SimpleNamespace(get_ipython=lambda: shell)
     assert not progress._in_notebook()
     monkeypatch.setitem(sys.modules, "IPython", fake)
-    assert progress._in_notebook()
+    assert progress._in_notebook() and progress.watched()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert not progress.watched()
 
 
 def test_an_index_that_is_none_is_refused(small_directory, tmp_path):

@@ -70,6 +70,8 @@ def test_trained_numbers_are_what_lora_has(tiny_model):
 
     counted = lora.trainable(lora.adapted(tiny_model, lora.LoRA(rank=3)))
     check(fine_tuning.trained_numbers(counted, tiny_model.config, rank=3), "^Right")
+    for wrong in (float("inf"), float("nan"), 0, "many"):
+        check(fine_tuning.trained_numbers(wrong, tiny_model.config), "a number of numbers")
 
 
 @pytest.mark.parametrize(

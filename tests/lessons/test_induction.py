@@ -59,9 +59,9 @@ def test_loss_on_repeats_is_that_of_the_second_time(tiny_model):
         ([(0, 0), (1, 1)], 0.0, "^Right: without them the loss on the repeat is"),
         ([(0, 0)], 99.0, "which head finds the place"),
         ([(0, 0), (0, 1), (1, 1)], 0.0, "at most 2 are allowed"),
-        ([(5, 0)], 0.0, r"no head \(5, 0\)"),
-        (["ab"], 0.0, "pairs are needed"),
-        (7, 0.0, "pairs are needed"),
+        ([(5, 0)], 0.0, "no layer 5 head 0"),
+        (["ab"], 0.0, "whole numbers are needed"),
+        (7, 0.0, "whole numbers are needed"),
     ],
 )
 def test_breaking_heads(answer, above, said, tiny_model, match_verdict):

@@ -72,7 +72,8 @@ def test_carrying_layer(tuned):
     check(what_changed.carrying_layer(best, tuned, TEXT, 8), f"^Right: .*{told}")
     check(what_changed.carrying_layer(1 - best, tuned, TEXT, 8), "another block's")
     check(what_changed.carrying_layer(None, tuned, TEXT), "Replace None")
-    check(what_changed.carrying_layer(2, tuned, TEXT), "from 0 to 1")
+    for wrong in (2, True, 0.0, float("nan")):
+        check(what_changed.carrying_layer(wrong, tuned, TEXT), "from 0 to 1")
 
 
 def test_factor(tuned, tiny_model):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from shorter_runs import shortened
+from shorter_runs import PARAMETERS, shortened
 
 from gptj_lab.lessons import Verdict
 
@@ -39,6 +39,19 @@ def test_the_lessons_have_their_solutions():
     assert [path.stem[:2] for path in WITH_SOLUTIONS] == ["11", "12", "13", "14", "15", "16"]
 
 
+@pytest.mark.parametrize("path", WITH_SOLUTIONS, ids=lambda p: p.stem)
+def test_a_lesson_has_goals_times_hints_a_pinned_picture_and_a_last_word(path):
+    cells = nbformat.read(path, as_version=4).cells
+    first, last = cells[0].source, cells[-1].source
+    parts = "**You will learn**", "**It runs on**", "**It takes**", "Difficulty ", "importance "
+    assert all(part in first for part in parts)
+    assert all(f"## {part}" in last for part in ("What we saw", "What you can now explain", "Next"))
+    tried = [i for i, cell in enumerate(cells) if "<summary>Solution" in cell.source]
+    for i in tried:  # the task and its hint, what the learner fills in, the solution
+        assert "<summary>Hint" in cells[i - 2].source and cells[i - 1].cell_type == "code"
+    assert len(tried) == 3 and any(cell.source.endswith(".pin()") for cell in cells)
+
+
 @pytest.mark.parametrize(
     "path",
     [  # the others take long, and test_notebooks.py runs their cells
@@ -48,7 +61,9 @@ def test_the_lessons_have_their_solutions():
         for path in WITH_SOLUTIONS
     ],
 )
-def test_stubs_fail_with_a_sentence_and_solutions_pass(path, capsys):
+def test_stubs_fail_with_a_sentence_and_solutions_pass(path, capsys, request):
+    if path.stem in PARAMETERS:  # it trains
+        request.getfixturevalue("compiled_well")
     cells = shortened(nbformat.read(path, as_version=4), path).cells
     names: dict = {"__name__": "__main__"}
     verdicts = []

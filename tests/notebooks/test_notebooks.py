@@ -1,6 +1,7 @@
 """The notebooks as committed are clean, and run from the top, here and under Colab's rules."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "stand_in"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = sorted((ROOT / "colab").glob("*.ipynb"))
+VIEW = "application/vnd.jupyter.widget-view+json"
+pytestmark = pytest.mark.usefixtures("quick_processes")
 SOURCES = sorted((ROOT / "colab" / "sources").glob("*.ipynb"))  # of those that are Colab's alone
 
 
@@ -40,8 +43,13 @@ def test_committed_as_one_clean_run_from_the_top(path):
         assert not re.search(r"^\s*class ", cell.source, re.M)
         for output in cell.outputs:
             assert output.output_type != "error"
-            if "image/png" in output.get("data", {}):
+            data = output.get("data", {})
+            assert "image/png" in data or VIEW not in data, "a view without picture: a bar?"
+            if "image/png" in data:
                 assert output.metadata["image/png"]["alt"]
+        streams = [output.get("name") for output in cell.outputs]
+        assert not any(a and a == b for a, b in itertools.pairwise(streams)), "streams in pieces"
+    assert not re.search(r"/(work|home|root|tmp|usr)/", path.read_text("utf-8")), "a path of here"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -207,8 +215,7 @@ def under_the_rules(notebook, colab) -> str:
     assert len(calls) == 1 and "./gptj-lab" in calls[0]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert "(cpu)" in "".join(output.get("text", "") for output in outputs), "the runtime is told"
-    view = "application/vnd.jupyter.widget-view+json"
-    assert any(view in output.get("data", {}) for output in outputs), "the Playground is shown"
+    assert any(VIEW in output.get("data", {}) for output in outputs), "the Playground is shown"
     return "".join(map(str, outputs))
 
 

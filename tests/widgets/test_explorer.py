@@ -142,6 +142,12 @@ def test_untrusted_text_is_data_and_comes_back(front, model):
     assert NAUGHTY in metadata["image/png"]["alt"]
 
 
+def test_the_alt_text_counts_the_interventions(front):
+    for head, words in enumerate((" 1 intervention made.", " 2 interventions made.")):
+        front.explorer.ablate(0, head)
+        assert words in front.explorer._repr_mimebundle_()[1]["image/png"]["alt"]
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_layers_bytes_and_exact_rows_are_the_models_pattern(front, model, layer):
     content, (data,) = front.one("pattern", layer=layer, of="a")
@@ -796,7 +802,7 @@ def test_a_shorter_text_forgets_positions_and_edits_beyond_it(front):
     content, _ = front.one("run", "ran", prompt="the cat sat")
     assert front.explorer.selection["query"] is None
     assert content["interventions"] == [dict(kind="mlp", layer=0, how="zero")]
-    assert any("were dropped: 1." in note for note in content["notes"])
+    assert any("1 intervention doesn't fit" in note for note in content["notes"])
 
 
 def test_the_notebook_grows_by_less_than_80_kb(model):
