@@ -25,7 +25,7 @@ def token_ids_of(model: LanguageModel, prompt: Prompt) -> Int[np.ndarray, "seq"]
         ValueError: no token, ids outside the vocabulary, or more tokens than the context.
     """
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    if not isinstance(ids, Sequence | np.ndarray):
+    if not hasattr(ids, "__len__"):
         raise TypeError(f"the prompt is {prompt!r}: a text or token ids are needed")
     if not len(ids):
         raise ValueError(f"the prompt {prompt!r} has no tokens: at least one is needed")

@@ -199,6 +199,7 @@ def test_one_pattern_needs_no_list_and_no_prompt_is_a_sentence(gptj):
     assert [*gptj.trace(PROMPT, "blocks.*.ln")] == [f"blocks.{i}.ln" for i in range(3)]
     with pytest.raises(TypeError, match="the prompt is None: a text or token ids are needed"):
         gptj.trace(None)
+    assert gptj.trace(jax.numpy.array([5, 6])).token_ids.tolist() == [5, 6]
 
 
 @pytest.mark.parametrize("name", ["blocks.1.mlp_out", "blocks.0.ln", "embed", "final_ln"])
