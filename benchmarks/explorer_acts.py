@@ -9,18 +9,10 @@ each act is left out: it may compile. Prints a Markdown table.
 """
 
 import argparse
-import json
 import math
-import os
-import secrets
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -103,53 +95,6 @@ _ACTS = """() => {
 }"""
 
 
-@contextmanager
-def lab(folder: Path):
-    """The address and token of a JupyterLab with its own settings."""
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    places = {
-        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "run", "IPYTHONDIR": "ipython",
-        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "spaces",
-    }  # fmt: skip
-    environment = os.environ | {name: str(folder / place) for name, place in places.items()}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(
-        [
-            sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-            f"--port={port}", f"--IdentityProvider.token={token}", "--LabApp.news_url=None",
-            f"--ServerApp.root_dir={folder}", "--ServerApp.ip=127.0.0.1",
-        ],
-        env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        while server.poll() is None:
-            try:
-                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.3)
-        yield address, token
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def notebook(code: str) -> str:
-    cell = {"cell_type": "code", "metadata": {}, "source": code, "outputs": [], "id": "only"}
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return json.dumps({
-        "cells": [cell | {"execution_count": None}], "nbformat": 4, "nbformat_minor": 5,
-        "metadata": {"kernelspec": kernel},
-    })  # fmt: skip
-
-
 def rest(page) -> None:
     page.wait_for_timeout(450)  # 300 ms after an act the view saves its selection
     page.wait_for_function(
@@ -195,16 +140,18 @@ def main() -> None:
     chosen = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
+    sys.path.insert(0, str(ROOT / "tests"))
+    import jupyter_server
+
     print("| network | act | median, ms | 95th of 100, ms | messages to the kernel |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        folder = Path(home)
         browser = playwright.chromium.launch(
             executable_path=chosen.chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
-        with lab(folder) as (address, token):
+        with jupyter_server.running(Path(home)) as (folder, address, token):
             for number, (name, code) in enumerate(CODE.items()):
-                (folder / f"n{number}.ipynb").write_text(notebook(code + SHOW))
+                (folder / f"n{number}.ipynb").write_text(jupyter_server.notebook(code + SHOW))
                 page = browser.new_page(viewport={"width": 1280, "height": 960})
                 page.add_init_script(_COUNT)
                 page.goto(f"{address}/lab/workspaces/n{number}/tree/n{number}.ipynb?token={token}")
