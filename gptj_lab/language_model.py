@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from gptj_lab import presets
@@ -192,12 +191,12 @@ class LanguageModel:
                 "the model has a soft prompt, for which such a directory has no place: save it "
                 "with finetuning.soft_prompts.save, and soft_prompts.without(model) here"
             )
-        graph, state = nnx.split(self.network)
+        network = self.network
         if self.mesh is not None and jax.process_count() > 1:  # the first process writes
-            state = jax.tree.map(distributed.gather, state)
+            network = jax.tree.map(distributed.gather, network)
         if self.mesh is None or jax.process_index() == 0:
             with huggingface.replacing(directory) as aside:
-                huggingface.write(aside, self.config, nnx.merge(graph, state))
+                huggingface.write(aside, self.config, network)
                 self.tokenizer.save(aside)
         if self.mesh is not None:
             distributed.wait_for_all(f"{directory} is saved")

@@ -50,13 +50,13 @@ def steered(
         ValueError: a layer out of range, or a vector of another width or with NaN.
     """
     Interventions.none(model, 1).steer("resid_post", layer, vector, scale)  # refuses what is wrong
-    network = nnx.merge(*nnx.split(model.network))  # another module around the same arrays
-    old = network.blocks[layer].mlp.fc_out.bias.get_value()  # type: ignore[union-attr]
+    other = model.twin()
+    other.name = f"{model.name} steered"
+    mlp = other.network.blocks[layer].mlp
+    old = mlp.fc_out.bias.get_value()  # type: ignore[union-attr]
     new = (old.astype(jnp.float32) + scale * jnp.asarray(vector)).astype(old.dtype)
-    network.blocks[layer].mlp.fc_out.bias = nnx.Param(jax.device_put(new, old.sharding))
-    return LanguageModel(
-        model.config, network, model.tokenizer, f"{model.name} steered", model.mesh
-    )
+    mlp.fc_out.bias = nnx.Param(jax.device_put(new, old.sharding))
+    return other
 
 
 def generate(

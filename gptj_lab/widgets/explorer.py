@@ -168,8 +168,7 @@ class Explorer(anywidget.AnyWidget):
 
     def undo(self) -> None:
         """Takes the last change of the interventions back, if there is one."""
-        if self._session.past:
-            self._edit(self._session.past.pop(), remember=False)
+        if self._undo():
             self._changed()
 
     def attribute(
@@ -428,6 +427,14 @@ class Explorer(anywidget.AnyWidget):
             lost = {"of": "a"} if session.b is None and "b" in self.selection["of"] else {}
             self.selection = self.selection | beyond | lost
             self.set_trait("about", self._about())
+
+    def _undo(self) -> bool:
+        """Whether there was a change to take back."""
+        past = self._session.past
+        if past:
+            self._edit(past.pop(), remember=False)
+            return True
+        return False
 
     def _edit(self, edits: Any, remember: bool = True) -> None:
         before = self._session.edits

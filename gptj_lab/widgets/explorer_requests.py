@@ -76,11 +76,7 @@ def _intervene(explorer: Explorer, asked: Message) -> Answer:
 
 
 def _undo(explorer: Explorer, asked: Message) -> Answer:
-    def back() -> None:
-        if explorer._session.past:
-            explorer._edit(explorer._session.past.pop(), remember=False)
-
-    return _edited(explorer, _position(explorer, asked), back)
+    return _edited(explorer, _position(explorer, asked), explorer._undo)
 
 
 def _edited(explorer: Explorer, position: int, change: Callable[[], Any]) -> Answer:

@@ -99,9 +99,9 @@ class Result:
         if names:
             return lora.weighed(self._tuned, **dict.fromkeys(names, scale)).network
         if scale == 0:
-            return nnx.clone(self.base.network)
+            return self.base.twin().network
         if scale == 1:
-            return nnx.clone(self._tuned.network)
+            return self._tuned.twin().network
         graph, tuned = nnx.split(self._tuned.network)
         base = nnx.split(self.base.network)[1]
         if jax.tree.structure(base) != jax.tree.structure(tuned):  # a soft prompt is new
