@@ -178,7 +178,7 @@ def _row(
         return
     ends = inputs.without_blocks(trace.model("the unembedding"))
     for x, count in _chunks(streams[row]):
-        yield _unembed(ends, x, trace.residuals.dtype.name), count
+        yield unembed(ends, x, trace.residuals.dtype.name), count
 
 
 def _chunks(x: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -191,9 +191,10 @@ def _chunks(x: np.ndarray) -> list[tuple[np.ndarray, int]]:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _unembed(
+def unembed(
     ends: Transformer, x: Float[Array | np.ndarray, "positions d_model"], dtype: str
 ) -> Float[Array, "positions vocab"]:
+    """The logits of residuals, from `inputs.without_blocks`."""
     return ends.unembed(jnp.asarray(x[None], dtype))[0]
 
 

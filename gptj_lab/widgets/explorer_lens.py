@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from gptj_lab.lens import inputs
 from gptj_lab.lens.jacobian_lens import jacobian_lens
-from gptj_lab.lens.logit_lens import LogitLens, logit_lens
+from gptj_lab.lens.logit_lens import LogitLens, logit_lens, unembed
 from gptj_lab.lens.trace import Trace
 from gptj_lab.mesh import distributed
-from gptj_lab.model.transformer import Transformer
 from gptj_lab.widgets.explorer_reading import Reading, log_softmax
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def lens_of(
         x = np.array(x)
         x[:-1] = lens(reading, [position], kind, tuned).streams[:, 0]
     ends = inputs.without_blocks(reading.model)
-    logits = np.array(distributed.gather(_logits(ends, x)))
+    logits = np.array(distributed.gather(unembed(ends, x, x.dtype.name)))
     logits[-1] = reading.logits[position]
     own = logits[:, ids]
     ranks = (logits[:, None, :] > own[:, :, None]).sum(-1)
@@ -120,8 +118,3 @@ def _pushed(
         made = jacobian_lens(_trace(reading), 1, missing).streams
         reading.pushed |= {each: made[:, i] for i, each in enumerate(missing)}
     return np.stack([reading.pushed[each] for each in positions], 1)
-
-
-@jax.jit
-def _logits(ends: Transformer, x: Float[Array, "rows d_model"]) -> Float[Array, "rows vocab"]:
-    return ends.unembed(x[None])[0]

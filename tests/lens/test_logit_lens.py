@@ -110,9 +110,9 @@ def test_positions_and_long_texts(gptj):
         np.testing.assert_allclose(
             getattr(some, name), getattr(whole, name)[:, [3, 63]], atol=1e-5, err_msg=name
         )
-    before = module._unembed._cache_size()
+    before = module.unembed._cache_size()
     logit_lens(gptj.trace(PROMPT), positions=[1, 2, 3])
-    assert module._unembed._cache_size() == before
+    assert module.unembed._cache_size() == before
 
 
 def test_chunks_are_joined_in_order():
