@@ -44,7 +44,8 @@ class ModelConfig:
         activation: one of ACTIVATIONS (gelu_new, gelu_fast, gelu_pytorch_tanh: the tanh form).
         layer_norm_eps: added to the variance in every LayerNorm.
         initializer_range: standard deviation of new weights.
-        bos_token_id, eos_token_id: special tokens of the tokenizer, if it has them.
+        bos_token_id: the token that texts begin with, if there is one.
+        eos_token_id: the token that ends a text, a tuple of several that do, or None.
     """
 
     family: str
@@ -69,7 +70,7 @@ class ModelConfig:
     layer_norm_eps: float
     initializer_range: float
     bos_token_id: int | None
-    eos_token_id: int | None
+    eos_token_id: int | tuple[int, ...] | None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "num_layers", "num_heads", "d_ff"):
@@ -91,10 +92,7 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise ValueError(f"{name} is {value!r}: a number between 0 and 1 is needed")
-        for name in ("bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not 0 <= value):
-                raise ValueError(f"{name} is {value!r}: a token id or null is needed")
+        self._check_tokens()
 
     def _check_switches(self) -> None:
         for name in (
@@ -113,6 +111,16 @@ class ModelConfig:
             raise ValueError(
                 "tied_embeddings and head_bias are both True: a tied head is the embedding and "
                 "has no bias, so set one of them to False"
+            )
+
+    def _check_tokens(self) -> None:
+        if self.bos_token_id is not None and not _is_token(self.bos_token_id):
+            raise ValueError(f"bos_token_id is {self.bos_token_id!r}: a token id or null is needed")
+        ends = self.eos_token_id
+        several = isinstance(ends, tuple)
+        if ends is not None and not all(map(_is_token, ends if several else (ends,))):
+            raise ValueError(
+                f"eos_token_id is {ends!r}: a token id, a list of token ids or null is needed"
             )
 
     def _check_positions(self) -> None:
@@ -231,3 +239,7 @@ class ModelConfig:
         if not isinstance(fields, dict):
             raise ValueError(f"{path} holds a {type(fields).__name__}: a JSON object is needed")
         return cls.from_hugging_face(fields, str(path))
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -224,6 +224,8 @@ def to_ours(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     if kind != "gpt_neox" and ours.get("d_ff") is None:  # NeoX always says it
         width = ours.get("d_model")
         ours["d_ff"] = 4 * width if isinstance(width, int) else 0
+    if isinstance(ours["eos_token_id"], list):
+        ours["eos_token_id"] = tuple(ours["eos_token_id"])
     missing = [theirs for theirs, name in family.honoured.items() if name not in ours]
     if kind == "gpt_neo" and "attention_types" not in fields:
         missing.append("attention_types")
@@ -257,6 +259,8 @@ def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[st
         "architectures": [family.architecture],
         **{theirs: ours[name] for theirs, name in family.honoured.items()},
     }
+    if isinstance(ours["eos_token_id"], tuple):
+        fields["eos_token_id"] = list(ours["eos_token_id"])
     if "tie_word_embeddings" not in fields:
         fields["tie_word_embeddings"] = False
     if kind == "gpt_neox":

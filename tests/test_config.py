@@ -47,11 +47,20 @@ def test_round_trip():
         ({"activation_function": "swish_glu"}, "activation"),
         ({"layer_norm_epsilon": -1}, "layer_norm_eps"),
         ({"eos_token_id": "end"}, "eos_token_id"),
+        ({"eos_token_id": [1, "end"]}, "eos_token_id.*'end'"),
+        ({"eos_token_id": True}, "eos_token_id is True"),
+        ({"bos_token_id": [1]}, "bos_token_id"),
     ],
 )
 def test_what_would_not_be_honoured_is_refused_by_name(change, words):
     with pytest.raises(ValueError, match=words):
         ModelConfig.from_hugging_face(GPTJ_6B | change)
+
+
+def test_several_end_tokens_come_and_go_as_a_list():
+    config = ModelConfig.from_hugging_face(GPTJ_6B | {"eos_token_id": [50256, 7]})
+    assert config.eos_token_id == (50256, 7) and hash(config)
+    assert config.to_hugging_face()["eos_token_id"] == [50256, 7]
 
 
 def test_missing_field_is_named():
