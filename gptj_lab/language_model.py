@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from gptj_lab import presets
 from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
+from gptj_lab.checkpoints.companions import Companions
 from gptj_lab.checkpoints.convert import tokenizer_of
 from gptj_lab.checkpoints.filling import fill
 from gptj_lab.checkpoints.weights import tensors
@@ -46,6 +47,7 @@ class LanguageModel:
         tokenizer: text to token ids and back.
         name: what it was loaded as.
         mesh: the devices that the weights are cut over; None where there is one.
+        companions: the small files that lay beside the weights; none if it was made in memory.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LanguageModel:
         tokenizer: Tokenizer,
         name: str = "",
         mesh: jax.sharding.Mesh | None = None,
+        companions: Companions | None = None,
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -66,6 +69,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.mesh = mesh
+        self.companions = companions or Companions()
 
     def __repr__(self) -> str:
         return (
@@ -267,6 +271,7 @@ def load(
             cut over the mesh; the message names the field or tensor.
     """
     directory = find(str(name), revision)
+    companions = Companions.read(directory)
     if mesh_transformer.is_release(directory):
         config, stored = mesh_transformer.tensors(directory, config)
         tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
@@ -280,7 +285,7 @@ def load(
         weights = "int8" if quantised else "float32"
     place = None if mesh is None else sharding.placing(config, mesh)
     network = fill(config, stored, str(directory), weights, place)
-    return LanguageModel(config, network, tokenizer, str(name), mesh)
+    return LanguageModel(config, network, tokenizer, str(name), mesh, companions)
 
 
 def find(name: str, revision: str | None = None) -> Path:

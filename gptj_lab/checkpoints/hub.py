@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+from gptj_lab.checkpoints.companions import PATTERNS
 from gptj_lab.checkpoints.weights import FORMS, Form, choose
-
-_BESIDE = ["config.json", "tokenizer*", "*.txt", "vocab.json", "added_tokens.json"]
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
@@ -49,7 +48,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
 
 def _patterns(form: Form) -> list[str]:
-    return [*_BESIDE, form.single, form.index, form.shards]
+    return [*PATTERNS, form.single, form.index, form.shards]
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -1,0 +1,141 @@
+"""The small files beside the weights, carried through unread: tokenizer, templates, model card.
+
+What of them we don't understand is not ours to drop. A checkpoint that was loaded and is saved
+again has the same files, byte for byte, but for fields of config.json that have to change.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptj_lab.checkpoints.weights import inside
+
+CONFIG = "config.json"
+CARD = "README.md"
+BASE_CARD = "README.base.md"  # the card of the weights that were trained further
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "vocab.bpe", "encoder.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+# Python files are carried, as config.json may name them (auto_map); nothing here imports them.
+_SETTINGS = (
+    CONFIG, "generation_config.json", "custom_generate/*", "configuration_*.py", "modeling_*.py",
+    "tokenization_*.py",
+)  # fmt: skip
+_PROSE = (
+    "README*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*",
+)  # fmt: skip
+PATTERNS = (*_SETTINGS, *_TOKENIZER, *_PROSE)  # of fnmatch, as the hub's downloads take them
+_MOST_BYTES = 64 << 20  # of one file: the largest tokenizer.json known has a third of it
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """The small files of a checkpoint, none for a model that was made in memory.
+
+    Attributes:
+        files: the bytes of each by its name in the folder, such as "generation_config.json".
+    """
+
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path | str) -> "Companions":
+        """The companions in a checkpoint's folder; a folder that isn't there has none.
+
+        Raises:
+            ValueError: one is a link that leads out of the folder, too large, or a Git LFS pointer;
+                texts for people (README.md, LICENSE) are then left where they are.
+        """
+        directory = Path(directory)
+        files: dict[str, bytes] = {}
+        for name in named(directory):
+            try:
+                files[name] = _content(inside(directory, name))
+            except ValueError:
+                if not _is(name, _PROSE):
+                    raise
+        return cls(files)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The fields of a JSON file, such as "generation_config.json"; none if it isn't there.
+
+        Raises:
+            ValueError: it isn't a JSON object.
+        """
+        content = self.files.get(name)
+        if content is None:
+            return {}
+        try:
+            fields = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} is not a JSON file ({error}): copy it again") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{name} holds a {type(fields).__name__}: a JSON object is needed")
+        return fields
+
+    def tokenizer(self) -> "Companions":
+        """Those that make the tokenizer, chat templates among them."""
+        return Companions({n: content for n, content in self.files.items() if _is(n, _TOKENIZER)})
+
+    def without(self, names: Iterable[str]) -> "Companions":
+        """The same but for the files of these names."""
+        gone = set(names)
+        return Companions({n: content for n, content in self.files.items() if n not in gone})
+
+    def of_other_weights(self) -> "Companions":
+        """The same for weights made from these: the model card is the base's, README.base.md."""
+        if CARD not in self.files:
+            return self
+        return Companions({**self.without([CARD]).files, BASE_CARD: self.files[CARD]})
+
+    def write(self, directory: Path | str) -> None:
+        """Writes the files into a folder, over what is there.
+
+        Raises:
+            OSError: it can't be written, or the disk is full.
+        """
+        for name, content in self.files.items():
+            file = Path(directory) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
+def named(directory: Path) -> list[str]:
+    """The names of the companions in a folder, sorted."""
+    found = [file for pattern in PATTERNS for file in directory.glob(pattern) if file.is_file()]
+    return sorted({file.relative_to(directory).as_posix() for file in found})
+
+
+def is_prose(name: str) -> bool:
+    """Whether a companion is a text for people, which no program reads."""
+    return _is(name, _PROSE)
+
+
+def is_lfs_pointer(beginning: bytes) -> bool:
+    """Whether these are the first bytes of a pointer that Git LFS leaves in place of a file."""
+    return beginning.startswith(_LFS)
+
+
+def _is(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{file} has {size:,} bytes: a file beside the weights has at most {_MOST_BYTES:,}"
+        )
+    content = file.read_bytes()
+    if is_lfs_pointer(content):
+        raise ValueError(
+            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, "
+            "or download it again"
+        )
+    return content
