@@ -21,7 +21,7 @@ DIRECTION = (
     ("names", "hugging_face_config"),
     ("config", "tokenizer"),
     ("presets", "model", "scaling"),
-    ("mesh", "checkpoints"),
+    ("mesh", "checkpoints", "corpora"),
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),
     ("plots", "lessons"),

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gptj_lab.finetuning import leaks, reading, splitting, token_cache
+from gptj_lab.corpora import reading
+from gptj_lab.corpora.passages import Passage, ReadingNotes
+from gptj_lab.corpora.reading import HubDataset, Source
+from gptj_lab.finetuning import leaks, splitting, token_cache
 from gptj_lab.finetuning.doctor import Report, examine
 from gptj_lab.finetuning.packing import Batch, Packing, Windows
-from gptj_lab.finetuning.passages import Passage, ReadingNotes
 from gptj_lab.finetuning.pipeline import Batches, once
-from gptj_lab.finetuning.reading import HubDataset, Source
 from gptj_lab.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Batches", "Corpus", "HubDataset", "Report", "Stretch", "Windows", "prepare"]

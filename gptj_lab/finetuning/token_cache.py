@@ -12,8 +12,8 @@ from typing import Any
 import filelock
 import numpy as np
 
+from gptj_lab.corpora.passages import Passage, ReadingNotes
 from gptj_lab.finetuning import fingerprints
-from gptj_lab.finetuning.passages import Passage, ReadingNotes
 from gptj_lab.finetuning.token_store import DOCUMENT, FORMAT, TokenStore, open_store
 from gptj_lab.tokenizer import Tokenizer
 

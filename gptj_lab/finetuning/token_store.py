@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gptj_lab.corpora.passages import ReadingNotes
 from gptj_lab.finetuning import fingerprints
-from gptj_lab.finetuning.passages import ReadingNotes
 
 FORMAT = 1  # raised when a cache of an older version must not be used
 DOCUMENT = np.dtype(

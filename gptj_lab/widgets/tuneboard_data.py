@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.finetuning import reading
+from gptj_lab.corpora import reading
+from gptj_lab.corpora.reading import HubDataset
 from gptj_lab.finetuning.corpus import Corpus
-from gptj_lab.finetuning.reading import HubDataset
 
 UPLOAD_BYTES = 64 << 20  # of one dropped file; more comes by its path
 DOWNLOAD_BYTES = 128 << 20

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj_lab.finetuning import corpus, reading, splitting, token_cache
+from gptj_lab.corpora import reading
+from gptj_lab.finetuning import corpus, splitting, token_cache
 from gptj_lab.tokenizer import train_bpe
 
 TEXTS = [f"the king number {i} saw {i * i} foxes over the sea" for i in range(30)]

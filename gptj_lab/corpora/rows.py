@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gptj_lab.finetuning.passages import Passage, ReadingNotes, documents
+from gptj_lab.corpora.passages import Passage, ReadingNotes, documents
 from gptj_lab.tokenizer import END_OF_TEXT
 
 _QUESTIONS = ("prompt", "instruction", "question")

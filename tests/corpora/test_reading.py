@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from gptj_lab.finetuning import corpus, passages, reading
-from gptj_lab.finetuning.passages import ReadingNotes
+from gptj_lab.corpora import passages, reading
+from gptj_lab.corpora.passages import ReadingNotes
+from gptj_lab.finetuning import corpus
 from gptj_lab.tokenizer import Tokenizer, train_bpe
 
 TEXTS = ["The fox, the “king” and his naïve 🙂.", "Second text\n\nwith a blank line.", "Third one"]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from gptj_lab.finetuning import corpus, reading, tfrecords
-from gptj_lab.finetuning.passages import ReadingNotes
+from gptj_lab.corpora import reading, tfrecords
+from gptj_lab.corpora.passages import ReadingNotes
+from gptj_lab.finetuning import corpus
 from gptj_lab.tokenizer import Tokenizer
 
 END = 50256

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.finetuning import files, tables, tfrecords
-from gptj_lab.finetuning.passages import Passage, ReadingNotes, documents
-from gptj_lab.finetuning.rows import row_passages
+from gptj_lab.corpora import files, tables, tfrecords
+from gptj_lab.corpora.passages import Passage, ReadingNotes, documents
+from gptj_lab.corpora.rows import row_passages
 
 _TEXTS = (".txt", ".md", ".py")
 _LINES = (".jsonl", ".ndjson")

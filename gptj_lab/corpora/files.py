@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gptj_lab.finetuning.passages import ReadingNotes
+from gptj_lab.corpora.passages import ReadingNotes
 
 _BLOCK = 1 << 17  # bytes read at a time
 _ODD = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8

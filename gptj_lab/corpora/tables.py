@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.finetuning import files
-from gptj_lab.finetuning.passages import ReadingNotes
+from gptj_lab.corpora import files
+from gptj_lab.corpora.passages import ReadingNotes
 
 
 def json_lines(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from gptj_lab.finetuning.passages import Passage, ReadingNotes
+from gptj_lab.corpora.passages import Passage, ReadingNotes
 
 _TOGETHER = 256  # records whose checksums are computed side by side
 _LARGEST = 1 << 28  # bytes of a record; a longer one is a damaged length

@@ -1,0 +1,1 @@
+"""From files, rows and data sets to the passages of documents."""
