@@ -7,6 +7,7 @@ lesson can switch one with `dataclasses.replace` and see what it does.
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,31 @@ class ModelConfig:
         """
         return cls(**hugging_face_config.to_ours(fields, where))
 
-    def to_hugging_face(self) -> dict[str, Any]:
+    def to_hugging_face(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The config.json fields of transformers' config of this family.
+
+        Args:
+            before: the fields that this config was once read from. All that it says is kept, but
+                for what means something else now.
 
         Raises:
             ValueError: a field whose value a config.json of the family can't say.
         """
+        fields = self._to_file()
+        if not before or before.get("model_type") != self.family:
+            return fields
+        try:
+            old = ModelConfig.from_hugging_face(dict(before))
+        except ValueError:  # a config that this network was not read from
+            return fields
+        changed = {
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(old, field.name)
+        }
+        return hugging_face_config.updated(before, fields, self.family, changed)
+
+    def _to_file(self) -> dict[str, Any]:
         ours = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         windows = tuple(self.local_window(layer) for layer in range(self.num_layers))
         return hugging_face_config.to_file(ours, windows)

@@ -5,7 +5,7 @@ doesn't honour is refused by name, never ignored.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 
@@ -283,6 +283,24 @@ def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[st
         types = ["global" if window is None else "local" for window in windows]
         fields |= {"attention_types": [[types, 1]], "window_size": sizes.pop()}
     return fields | dict.fromkeys(family.dropout, 0.0)
+
+
+def updated(
+    before: Mapping[str, Any], now: Mapping[str, Any], kind: str, changed: Set[str]
+) -> dict[str, Any]:
+    """A config.json with the fields of another for what changed, and everything else as it was.
+
+    Args:
+        before, now: both of the family `kind`, and such that `to_ours` reads them.
+        changed: our fields that `now` says otherwise.
+    """
+    family = _FAMILIES[kind]
+    fields = dict(before)
+    if changed & family.expressed:  # they have several spellings, of which one is written
+        fields = {name: value for name, value in fields.items() if name not in family.special}
+        fields |= {name: now[name] for name in family.special if name in now}
+    theirs = {name for name, ours in family.honoured.items() if ours in changed}
+    return fields | {name: now[name] for name in theirs if name in now}
 
 
 def _rotary_fraction(fields: Mapping[str, Any], where: str, ours: dict[str, Any]) -> dict[str, Any]:

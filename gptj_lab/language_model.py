@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gptj_lab import presets
 from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
-from gptj_lab.checkpoints.companions import Companions
+from gptj_lab.checkpoints.companions import Companions, carry
 from gptj_lab.checkpoints.convert import tokenizer_of
 from gptj_lab.checkpoints.filling import fill
 from gptj_lab.checkpoints.weights import tensors
@@ -179,6 +179,11 @@ class LanguageModel:
     def save(self, directory: Path | str) -> None:
         """Writes a Hugging Face directory that `load` and transformers read.
 
+        What lay beside the weights that were loaded (tokenizer, chat template,
+        generation_config.json, model card) comes along as it was, and of config.json the fields
+        that still hold. Of an earlier model in `directory` only texts for people stay, a README.md
+        with another text as README.previous.md.
+
         Raises:
             ValueError: it has LoRA adapters or a soft prompt, for which such a directory has no
                 place.
@@ -200,8 +205,8 @@ class LanguageModel:
             network = jax.tree.map(distributed.gather, network)
         if self.mesh is None or jax.process_index() == 0:
             with huggingface.replacing(directory) as aside:
-                huggingface.write(aside, self.config, network)
-                self.tokenizer.save(aside)
+                huggingface.write(aside, self.config, network, companions=self.companions)
+                carry(self.companions, self.tokenizer, aside)
         if self.mesh is not None:
             distributed.wait_for_all(f"{directory} is saved")
 

@@ -5,13 +5,17 @@ again has the same files, byte for byte, but for fields of config.json that have
 """
 
 import dataclasses
+import filecmp
 import fnmatch
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gptj_lab.checkpoints.weights import inside
+from gptj_lab.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -92,7 +96,10 @@ class Companions:
         """The same for weights made from these: the model card is the base's, README.base.md."""
         if CARD not in self.files:
             return self
-        return Companions({**self.without([CARD]).files, BASE_CARD: self.files[CARD]})
+        own = BASE_CARD
+        while own in self.files:  # the base has a base
+            own = f"README.base.{own.removeprefix('README.')}"
+        return Companions({**self.without([CARD]).files, own: self.files[CARD]})
 
     def write(self, directory: Path | str) -> None:
         """Writes the files into a folder, over what is there.
@@ -106,15 +113,80 @@ class Companions:
             file.write_bytes(content)
 
 
+NONE = Companions()  # of a model that was made in memory
+
+
+def carry(companions: Companions, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Writes a tokenizer and all companions but config.json into a folder.
+
+    The tokenizer's files are those that it was read from, byte for byte, as long as they still make
+    it; else they are left out and new ones written.
+
+    Raises:
+        OSError: it can't be written, or the disk is full.
+    """
+    rest = companions.without([CONFIG])
+    theirs = rest.tokenizer()
+    if tokenizer is None or _makes(companions, tokenizer):
+        rest.write(folder)
+        return
+    rest.without(theirs.files).write(folder)
+    tokenizer.save(folder)
+
+
+def _makes(companions: Companions, tokenizer: Tokenizer) -> bool:
+    """Whether the files among the companions make this tokenizer."""
+    with tempfile.TemporaryDirectory(prefix="gptj_lab-tokenizer-") as aside:
+        companions.write(aside)
+        try:
+            made = Tokenizer.from_directory(aside)
+        except (FileNotFoundError, ValueError):
+            return False
+    return made.fingerprint() == tokenizer.fingerprint()
+
+
+def put_by(directory: Path, aside: Path) -> None:
+    """Renames the texts for people in a folder that others, written aside, are to replace.
+
+    So the README.md of another model becomes README.previous.md: nobody can write it again. The
+    card of the base, which is written under another name, is removed under its old one.
+
+    Raises:
+        OSError: one can't be renamed.
+    """
+    new = [name for name in named(aside) if _is(name, _PROSE)]
+    for name in new:
+        old = directory / name
+        if old.is_file() and not filecmp.cmp(aside / name, old, shallow=False):
+            os.replace(old, _free(old))
+    card = directory / CARD
+    bases = [aside / name for name in new if name.startswith("README.base")]
+    if CARD not in new and card.is_file():
+        if any(filecmp.cmp(base, card, shallow=False) for base in bases):
+            card.unlink()
+
+
+def _free(file: Path) -> Path:
+    """A name that nothing has yet: README.previous.md, README.previous.previous.md, ..."""
+    while file.exists():
+        file = file.with_name(f"{file.stem}.previous{file.suffix}")
+    return file
+
+
+def stale(directory: Path, written: Iterable[str]) -> list[Path]:
+    """Files of an earlier checkpoint that a program would read beside what was `written` now."""
+    kept = set(written)
+    return [
+        directory / name
+        for name in named(directory)
+        if name not in kept and _is(name, (*_TOKENIZER, "generation_config.json"))
+    ]
+
+
 def named(directory: Path) -> list[str]:
     """The names of the companions in a folder, sorted."""
     found = [file for pattern in PATTERNS for file in directory.glob(pattern) if file.is_file()]
     return sorted({file.relative_to(directory).as_posix() for file in found})
-
-
-def is_prose(name: str) -> bool:
-    """Whether a companion is a text for people, which no program reads."""
-    return _is(name, _PROSE)
 
 
 def is_lfs_pointer(beginning: bytes) -> bool:

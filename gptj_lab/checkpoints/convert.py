@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gptj_lab.checkpoints import families, huggingface, mesh_transformer, npz_shards, weights
+from gptj_lab.checkpoints.companions import Companions, carry
 from gptj_lab.checkpoints.filling import SCALE, checked, parameter_shapes, quantised
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry
@@ -33,7 +34,8 @@ def convert(
     """Writes the checkpoint in `source` anew as `target`, one tensor in memory at a time.
 
     `target` appears when it is whole; until then the files lie in a hidden folder beside it. After
-    a stop or a full disk, the same call goes on with the files that are whole.
+    a stop or a full disk, the same call goes on with the files that are whole. The small files
+    beside the weights (tokenizer, chat template, model card) come along as they are.
 
     Args:
         source: a Hugging Face directory (safetensors, .bin, msgpack), or an original release.
@@ -57,6 +59,7 @@ def convert(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a folder that is not, or empty it")
     config, tensors = _opened(source)
+    companions = Companions.read(source)
     tensors = checked(config, tensors, str(source))
     plain = _prevailing(tensors)
     if dtype is None:
@@ -78,13 +81,12 @@ def convert(
     try:
         _check_space(work, sum(entry.nbytes for entry in entries))
         if fields is None:
-            huggingface.write_entries(work, config, entries, plain, max_shard_bytes)
+            huggingface.write_entries(work, config, entries, plain, max_shard_bytes, companions)
         else:
             _write_release(work, config, tensors, dtype, shards)
             text = json.dumps(fields, indent=2) + "\n"
             (work / mesh_transformer.CONFIG_NAME).write_text(text)
-        if tokenizer := tokenizer_of(source, config):
-            tokenizer.save(work)
+        carry(companions, tokenizer_of(source, config), work)
         (work / _PLAN).unlink()
         if target.exists():
             target.rmdir()

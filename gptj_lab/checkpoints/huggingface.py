@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gptj_lab.checkpoints import families
+from gptj_lab.checkpoints.companions import CONFIG, NONE, Companions, put_by, stale
 from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
@@ -72,11 +73,16 @@ def write(
     config: ModelConfig,
     network: Transformer,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    companions: Companions = NONE,
 ) -> None:
     """Writes config.json and safetensors that `read` and transformers load, tensor by tensor.
 
     Everything is written aside first and moved into place when it is whole, so that a full disk
     or a stop leaves the old files as they were.
+
+    Args:
+        companions: of the checkpoint that the network comes from; of its config.json only the
+            fields that mean something else now are changed. The others are not written here.
 
     Raises:
         OSError: the directory can't be written, or the disk is full.
@@ -88,8 +94,9 @@ def write(
         for tensor in families.tensors(config, shapes).values()
         for entry in _entries(tensor, [ours[path] for path in tensor.paths])
     ]
-    with replacing(directory) as aside:
-        write_entries(aside, config, entries, str(network.embed.get_value().dtype), max_shard_bytes)
+    with replacing(directory, alone=True) as aside:
+        dtype = str(network.embed.get_value().dtype)
+        write_entries(aside, config, entries, dtype, max_shard_bytes, companions)
 
 
 def _entries(tensor: families.Tensor, values: Sequence[Any]) -> list[Entry]:
@@ -114,11 +121,13 @@ def _entry(
 
 
 def write_entries(
-    folder: Path, config: ModelConfig, entries: Iterable[Entry], dtype: str, max_shard_bytes: int
-) -> None:
+    folder: Path, config: ModelConfig, entries: Iterable[Entry], dtype: str, max_shard_bytes: int,
+    companions: Companions = NONE,
+) -> None:  # fmt: skip
     """Writes tensors, their index and config.json into a folder; files already there are kept.
 
-    A file has its name only when it is whole, so what is there needn't be written again.
+    A file has its name only when it is whole, so what is there needn't be written again. The
+    arguments are those of `write`, and `dtype`, which config.json names.
 
     Raises:
         OSError: the folder can't be written, or the disk is full.
@@ -147,33 +156,57 @@ def write_entries(
             "weight_map": {e.name: n for n, s in zip(names, shards, strict=True) for e in s},
         }
         (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2))
-    fields = config.to_hugging_face() | {"dtype": dtype}
-    if any(entry.dtype == np.int8 for entry in entries):
+    quantised = any(entry.dtype == np.int8 for entry in entries)
+    (folder / CONFIG).write_bytes(_config(config, dtype, quantised, companions))
+
+
+def _config(config: ModelConfig, dtype: str, quantised: bool, companions: Companions) -> bytes:
+    """The config.json, of the companions' own as much as is still true."""
+    before = companions.json(CONFIG)
+    fields = config.to_hugging_face(before)
+    fields.pop("quantization_config", None)
+    if quantised:
         fields["quantization_config"] = INT8
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    # transformers 4 wrote torch_dtype; both read it, 4 reads nothing else.
+    names = [name for name in ("dtype", "torch_dtype") if name in fields] or ["dtype"]
+    fields |= dict.fromkeys(names, dtype)
+    if fields == before:
+        return companions.files[CONFIG]
+    return json.dumps(fields, indent=2).encode() + b"\n"
 
 
 @contextlib.contextmanager
-def replacing(directory: Path | str, *, whole: bool = True) -> Iterator[Path]:
+def replacing(directory: Path | str, *, whole: bool = True, alone: bool = False) -> Iterator[Path]:
     """A folder to write a checkpoint into, which comes into place in `directory` when it is whole.
 
-    If the block fails (a full disk, a stop), the files in `directory` stay as they were. Weights
-    of an earlier checkpoint that were not written again are removed, unless what is written is no
-    `whole` model; other files stay.
+    If the block fails (a full disk, a stop), the files in `directory` stay as they were. Of an
+    earlier checkpoint's files those that would be taken for this one's are removed (weights,
+    tokenizer, generation_config.json); other files stay, a README.md as README.previous.md where it
+    has another text.
+
+    Args:
+        whole: what is written is a model; else no file is removed.
+        alone: it is a model without its companions: of those none is removed.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
         yield aside
-        written = sorted(aside.iterdir())
-        for file in written:
-            os.replace(file, directory / file.name)
+        files = [file for file in aside.rglob("*") if file.is_file()]
+        written = sorted(file.relative_to(aside).as_posix() for file in files)
+        for name in written:
+            if (directory / name).is_dir():
+                raise IsADirectoryError(f"{directory / name} is a folder: name another directory")
+        put_by(directory, aside)
+        for name in written:
+            (directory / name).parent.mkdir(exist_ok=True)
+            os.replace(aside / name, directory / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     if not whole:
         return
-    kept = {file.name for file in written}
-    for old in [*directory.glob("model*.safetensors"), directory / SAFETENSORS.index]:
-        if old.name not in kept:
-            old.unlink(missing_ok=True)
+    weights = [*directory.glob("model*.safetensors"), directory / SAFETENSORS.index]
+    old = [file for file in weights if file.name not in written]
+    for file in old if alone else [*old, *stale(directory, written)]:
+        file.unlink(missing_ok=True)

@@ -150,6 +150,7 @@ def merged(model: LanguageModel) -> LanguageModel:
             total = total + adapter.strength[...] * (adapter.b[...] @ adapter.a[...])
         linear.weight.set_value(total.astype(weight.dtype))
         linear.adapters = nnx.Dict()
+    copy.companions = model.companions.of_other_weights()
     return copy
 
 

@@ -92,6 +92,8 @@ def trained_model(
     own = isinstance(method, LoRA | SoftPrompt)
     copies = jax.tree.map(lambda leaf: jnp.array(leaf, None if own else dtype, copy=True), trained)
     result = ready.twin()
+    if not own:
+        result.companions = base.companions.of_other_weights()
     result.network = nnx.merge(graph, copies, frozen)
     for block in result.network.blocks:
         block.mesh = base.mesh
