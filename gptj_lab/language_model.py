@@ -80,12 +80,12 @@ class LanguageModel:
     @property
     def dtype(self) -> str:
         """The dtype of the activations, and of the weights that are not int8."""
-        return str(self.network.embed.get_value().dtype)
+        return str(self.network.embed[...].dtype)
 
     @property
     def weights(self) -> str:
         """The dtype of the blocks' matrices: "int8", or that of everything."""
-        return str(self.network.blocks[0].attn.q.weight.get_value().dtype)
+        return str(self.network.blocks[0].attn.q.weight[...].dtype)
 
     def logits(
         self, token_ids: Sequence[Sequence[int]] | Array | np.ndarray

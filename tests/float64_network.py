@@ -13,7 +13,7 @@ def weights_of(model) -> dict[str, np.ndarray]:
     """Every weight of a LanguageModel by its path, as float64."""
     found = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model.network)):
-        value = leaf.get_value()
+        value = leaf[...]
         if isinstance(value, Int8Weight):
             value = int8.dequantize(np.asarray(value.values), np.asarray(value.scale))
         found[".".join(map(str, path))] = np.asarray(value).astype(np.float64)

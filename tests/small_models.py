@@ -57,7 +57,7 @@ def small_model(
     network = Transformer(config, key=jax.random.key(seed))
     random = np.random.default_rng(seed)
     for path, leaf in nnx.to_flat_state(nnx.state(network)):
-        value = leaf.get_value()
+        value = leaf[...]
         if value.ndim == 1:
             value = value + 0.2 * random.normal(size=value.shape).astype(np.float32)
         elif weights == "int8" and path[0] == "blocks":

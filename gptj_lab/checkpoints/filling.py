@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from gptj_lab import versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, aligned, converted
@@ -169,7 +170,7 @@ def checked(
 def parameter_shapes(config: ModelConfig) -> Mapping[families.Path, tuple[int, ...]]:
     """The shape of every parameter of a network, by its path; nothing is computed."""
     flat = nnx.to_flat_state(_abstract(config)[1])
-    return {path: leaf.get_value().shape for path, leaf in flat}
+    return {path: versions.value(leaf).shape for path, leaf in flat}
 
 
 @functools.lru_cache(maxsize=4)

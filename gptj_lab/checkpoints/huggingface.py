@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from gptj_lab import versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.companions import CONFIG, NONE, Companions, put_by, stale
 from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill
@@ -87,7 +88,7 @@ def write(
     Raises:
         OSError: the directory can't be written, or the disk is full.
     """
-    ours = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
+    ours = {path: versions.value(leaf) for path, leaf in nnx.to_flat_state(nnx.state(network))}
     shapes = {path: value.shape for path, value in ours.items()}
     entries = [
         entry
@@ -95,7 +96,7 @@ def write(
         for entry in _entries(tensor, [ours[path] for path in tensor.paths])
     ]
     with replacing(directory, alone=True) as aside:
-        dtype = str(network.embed.get_value().dtype)
+        dtype = str(network.embed[...].dtype)
         write_entries(aside, config, entries, dtype, max_shard_bytes, companions)
 
 

@@ -20,6 +20,7 @@ from gptj_lab.finetuning import lora as adapters
 from gptj_lab.finetuning.lora import LoRA
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import distributed
+from gptj_lab.model.linear import Adapter, Strength
 
 _PREFIX = "base_model.model."
 # What PEFT may write into adapter_config.json that changes the numbers, and the values of it that
@@ -117,11 +118,11 @@ def _with(model: LanguageModel, found: Any, rank: int, strength: float, name: st
                 del linear.adapters[name]
             continue
         adapter = linear.adapters[name]
-        for variable, values in zip((adapter.a, adapter.b), found[path], strict=True):
-            old = variable.get_value()
+        for part, values in zip(("a", "b"), found[path], strict=True):
             values = jnp.asarray(np.ascontiguousarray(values), jnp.float32)
-            variable.set_value(jax.device_put(values, old.sharding))
-        adapter.strength.set_value(jnp.full_like(adapter.strength.get_value(), strength))
+            onto = getattr(adapter, part)[...].sharding
+            setattr(adapter, part, Adapter(jax.device_put(values, onto)))
+        adapter.strength = Strength(jnp.full_like(adapter.strength[...], strength))
     return new
 
 
@@ -147,15 +148,15 @@ def _tensors(model: LanguageModel, name: str) -> tuple[dict[str, np.ndarray], se
         there = [pair for pair in pairs if pair is not None]
         if not there:
             continue
-        strengths |= {float(distributed.gather(pair.strength.get_value())) for pair in there}
-        a = [np.asarray(distributed.gather(pair.a.get_value())) for pair in there]
+        strengths |= {float(distributed.gather(pair.strength[...])) for pair in there}
+        a = [np.asarray(distributed.gather(pair.a[...])) for pair in there]
         width = sum(len(rows) for rows in a)
         parts, begun = [], 0
         for pair, path in zip(pairs, tensor.paths, strict=True):
-            d_out = linears[path[:-1]].weight.get_value().shape[0]
+            d_out = linears[path[:-1]].weight[...].shape[0]
             part = np.zeros((d_out, width), np.float32)
             if pair is not None:
-                b = np.asarray(distributed.gather(pair.b.get_value()))
+                b = np.asarray(distributed.gather(pair.b[...]))
                 part[:, begun : begun + b.shape[1]] = b
                 begun += b.shape[1]
             parts.append(part)

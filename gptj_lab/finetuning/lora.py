@@ -15,7 +15,7 @@ from flax import nnx
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import sharding
 from gptj_lab.model import int8
-from gptj_lab.model.linear import DropoutKey, Linear, LowRank
+from gptj_lab.model.linear import DropoutKey, Linear, LowRank, Strength
 from gptj_lab.model.transformer import Transformer
 
 TARGETS = ("q", "k", "v", "out", "fc_in", "fc_out")  # of each block
@@ -82,7 +82,7 @@ def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
     for i, block in enumerate(copy.network.blocks):
         for j, (path, linear) in enumerate(block.matrices().items()):
             if path.rpartition(".")[2] in lora.targets:
-                d_out, d_in = linear.weight.get_value().shape
+                d_out, d_in = linear.weight[...].shape
                 linear.adapters[lora.name] = LowRank(
                     d_in, d_out, rank=lora.rank, strength=lora.strength, dropout=lora.dropout,
                     key=keys[i, j],
@@ -112,8 +112,8 @@ def weighed(model: LanguageModel, **weights: float) -> LanguageModel:
     for _, linear in matrices(copy.network):
         for name, factor in weights.items():
             if name in linear.adapters:
-                strength = linear.adapters[name].strength
-                strength.set_value(strength.get_value() * factor)
+                adapter = linear.adapters[name]
+                adapter.strength = Strength(adapter.strength[...] * factor)
     return copy
 
 
@@ -142,13 +142,13 @@ def merged(model: LanguageModel) -> LanguageModel:
         raise ValueError("the model has no adapters to merge")
     copy = model.twin()
     for _, linear in matrices(copy.network):
-        weight = linear.weight.get_value()
+        weight = linear.weight[...]
         if isinstance(weight, int8.Int8Weight):
             weight = weight.values.astype(jnp.float32) * weight.scale[:, None]
         total = weight.astype(jnp.float32)
         for adapter in linear.adapters.values():
             total = total + adapter.strength[...] * (adapter.b[...] @ adapter.a[...])
-        linear.weight.set_value(total.astype(weight.dtype))
+        linear.weight = nnx.Param(total.astype(weight.dtype))
         linear.adapters = nnx.Dict()
     copy.companions = model.companions.of_other_weights()
     return copy
@@ -191,5 +191,5 @@ def trainable(model: LanguageModel) -> int:
         int(np.prod(leaf.shape))
         for _, linear in matrices(model.network)
         for adapter in linear.adapters.values()
-        for leaf in (adapter.a.get_value(), adapter.b.get_value())
+        for leaf in (adapter.a[...], adapter.b[...])
     )

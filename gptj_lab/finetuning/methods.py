@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from gptj_lab import versions
 from gptj_lab.finetuning.lora import LoRA
 from gptj_lab.finetuning.loss import check_remat
 from gptj_lab.finetuning.optimisers import Optimiser
@@ -211,9 +212,9 @@ def _flops(
     if model.network.head is not None:
         looked_up.add("embed")
     matrices = sum(
-        math.prod(leaf.get_value().shape)
+        math.prod(versions.value(leaf).shape)
         for path, leaf in nnx.to_flat_state(trained)
-        if len(leaf.get_value().shape) > 1 and path[0] not in looked_up
+        if len(versions.value(leaf).shape) > 1 and path[0] not in looked_up
     )
     gradients = 2 * matrices * (3 if isinstance(method, LoRA) else 1)
     recomputed = share * (one.blocks + one.attention) if again else 0

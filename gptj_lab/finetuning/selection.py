@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptj_lab import versions
 from gptj_lab.finetuning import lora, soft_prompts
 from gptj_lab.finetuning.lora import LoRA
 from gptj_lab.finetuning.soft_prompts import SoftPrompt
@@ -64,7 +65,7 @@ def prepared(model: LanguageModel, method: Method, seed: int = 0) -> LanguageMod
     chosen = chooser(method, copy.network)
     graph, state = nnx.split(copy.network)
     own = [
-        (path, leaf.replace(_float32(leaf.get_value())) if chosen(path, leaf) else leaf)
+        (path, leaf.replace(_float32(versions.value(leaf))) if chosen(path, leaf) else leaf)
         for path, leaf in nnx.to_flat_state(state)
     ]
     copy.network = nnx.merge(graph, nnx.from_flat_state(own))
@@ -104,7 +105,7 @@ def extended(model: LanguageModel, method: Method, seed: int = 0) -> LanguageMod
     """The model with the method's new weights, if it brings any; the others are shared."""
     if isinstance(method, LoRA):
         for path, linear in lora.matrices(model.network):
-            shape = linear.weight.get_value().shape
+            shape = linear.weight[...].shape
             if path[-1] in method.targets and method.rank > min(shape):
                 raise ValueError(
                     f"rank is {method.rank}, but {path[-1]} of {shape[0]} x {shape[1]} has "

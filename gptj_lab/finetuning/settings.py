@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from gptj_lab import versions
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loss import check_remat
 from gptj_lab.finetuning.methods import Method
@@ -150,7 +151,7 @@ def fingerprint(model: LanguageModel) -> str:
     found = hashlib.blake2b(repr(model.config).encode(), digest_size=12)
     for path, leaf in nnx.to_flat_state(nnx.state(model.network, nnx.Param)):
         found.update(".".join(map(str, path)).encode())
-        for array in jax.tree.leaves(leaf.get_value()):
+        for array in jax.tree.leaves(versions.value(leaf)):
             found.update(np.ascontiguousarray(distributed.gather(array[:1])).tobytes())
     return found.hexdigest()
 

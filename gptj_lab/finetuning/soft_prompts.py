@@ -102,7 +102,7 @@ def save(model: LanguageModel, directory: Path | str) -> None:
     table = model.network.soft_prompt
     if table is None:
         raise ValueError("the model has no soft prompt to save")
-    vectors = np.asarray(distributed.gather(table.get_value()), np.float32)
+    vectors = np.asarray(distributed.gather(table[...]), np.float32)
     config = {
         "peft_type": _KIND, "task_type": "CAUSAL_LM", "num_virtual_tokens": len(vectors),
         "token_dim": model.config.d_model, "num_layers": model.config.num_layers,

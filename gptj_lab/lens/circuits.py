@@ -184,7 +184,7 @@ def _entries(path: _Path, d_head, kind, k, head, rows, distance) -> dict[str, ja
 
 def _scores(path, d_head, head, rows, distance) -> Float[Array, "rows vocab"]:
     """Attention scores of the rows' queries with every token's key, `distance` tokens before."""
-    block, embed = path.block, path.embed.get_value()
+    block, embed = path.block, path.embed[...]
 
     def rotated(site: str, ids: jax.Array, position: jax.Array) -> Float[Array, "n d_head"]:
         x = embed[ids][:, None].astype(jnp.float32)  # each token is a row of its own
@@ -204,7 +204,7 @@ def _scores(path, d_head, head, rows, distance) -> Float[Array, "rows vocab"]:
 def _logits(path, d_head, head, rows) -> Float[Array, "rows vocab"]:
     """What the head writes after reading the rows' tokens, on the unembedding."""
     block: Block = path.block
-    x = path.embed.get_value()[rows][:, None].astype(jnp.float32)
+    x = path.embed[...][rows][:, None].astype(jnp.float32)
     values = block.attn.v(block.ln(x))[:, 0].reshape(len(rows), -1, d_head)[:, head]
     start = head * d_head
     out = jax.lax.dynamic_slice_in_dim(weights.matrix(block.attn.out), start, d_head, axis=1)

@@ -166,7 +166,7 @@ def _through(block: Block, middle) -> Float[Array, "heads d_head d_head"]:
 @jax.jit
 def _embedded_to_unembedded(ends: weights.Ends, eps) -> Float[Array, "d_model d_model"]:
     """The sum over tokens of normalised embedding times the unembedding's row."""
-    embed = ends.embed.get_value()
+    embed = ends.embed[...]
     gain = weights.gain(ends.final_ln)
 
     def one(start: jax.Array) -> jax.Array:
@@ -187,7 +187,7 @@ def _embedded_to_unembedded(ends: weights.Ends, eps) -> Float[Array, "d_model d_
 def _matrices(model: LanguageModel) -> dict[str, Callable[[], jax.Array]]:
     """Every matrix of the network by its path, made float32 when called."""
     network = model.network
-    found = {"embed": lambda: network.embed.get_value().astype(jnp.float32)}
+    found = {"embed": lambda: network.embed[...].astype(jnp.float32)}
     for i, block in enumerate(network.blocks):
         for part, name in (
             ("attn", "q"), ("attn", "k"), ("attn", "v"), ("attn", "out"),

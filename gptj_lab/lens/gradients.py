@@ -153,7 +153,7 @@ class _Question:
         if baseline == "zero":
             return np.zeros(shape, np.float32)
         if baseline == "mean":
-            table = self.model.network.embed.get_value()
+            table = self.model.network.embed[...]
             return np.broadcast_to(inputs.host(jnp.mean(table.astype(jnp.float32), 0)), shape)
         if isinstance(baseline, str):
             raise ValueError(
@@ -162,7 +162,7 @@ class _Question:
         return self._rows(np.full(self.length, inputs.token_id_of(self.model, baseline)))
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(inputs.host(self.model.network.embed.get_value()[ids]), np.float32)
+        return np.asarray(inputs.host(self.model.network.embed[...][ids]), np.float32)
 
     def follow(
         self, embedded: Float[np.ndarray, "rows padded d_model"]

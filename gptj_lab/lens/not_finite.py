@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from gptj_lab import versions
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.lens import inputs
 from gptj_lab.model import sites
@@ -65,7 +66,7 @@ def not_finite_weights(model: LanguageModel) -> tuple[str, ...]:
     """The paths of the parameters that hold NaN or infinity."""
     paths = []
     for path, leaf in nnx.to_flat_state(nnx.state(model.network)):
-        parts = jax.tree.leaves(leaf.get_value())
+        parts = jax.tree.leaves(versions.value(leaf))
         floating = [part for part in parts if jnp.issubdtype(part.dtype, jnp.floating)]
         if not all(bool(jnp.isfinite(part).all()) for part in floating):
             paths.append(".".join(map(str, path)))

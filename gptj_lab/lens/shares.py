@@ -65,7 +65,7 @@ def shares_of(
         "position_embed": jnp.zeros(()) if learned is None else share(learned[0, position]),
         **jax.tree.map(lambda *shares: jnp.stack(shares), *layers),
         "final_bias": jnp.dot(
-            towards, network.final_ln.bias.get_value().astype(jnp.float32), precision=_EXACT
+            towards, network.final_ln.bias[...].astype(jnp.float32), precision=_EXACT
         ),
         "head_bias": head_bias,
         "edits": share(seen.edited) if seen.edited is not None else jnp.zeros(()),

@@ -53,7 +53,7 @@ def steered(
     other = model.twin()
     other.name = f"{model.name} steered"
     mlp = other.network.blocks[layer].mlp
-    old = mlp.fc_out.bias.get_value()  # type: ignore[union-attr]
+    old = mlp.fc_out.bias[...]  # type: ignore[union-attr]
     new = (old.astype(jnp.float32) + scale * jnp.asarray(vector)).astype(old.dtype)
     mlp.fc_out.bias = nnx.Param(jax.device_put(new, old.sharding))
     return other

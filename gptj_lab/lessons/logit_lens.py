@@ -50,7 +50,7 @@ def lens(function: Callable[..., Any], model: LanguageModel) -> Verdict:
         return not_yet("a residual twice as large gives other logits: the final LayerNorm takes "
                        "the mean off and divides by the standard deviation")  # fmt: skip
     scale, shift = (
-        np.asarray(each.get_value(), np.float32)
+        np.asarray(each[...], np.float32)
         for each in (model.network.final_ln.scale, model.network.final_ln.bias)
     )
     plain = (residual - residual.mean()) / residual.std()

@@ -10,6 +10,7 @@ import numpy as np
 from gptj_lab.finetuning import lora
 from gptj_lab.lessons.fine_tuning import nats_a_token
 from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried, whole
+from gptj_lab.model.linear import Strength
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -64,7 +65,7 @@ def without_layer(tuned: LanguageModel, layer: int) -> LanguageModel:
     copy, found = tuned.twin(), 0
     for matrix in copy.network.blocks[layer].matrices().values():
         for adapter in matrix.adapters.values():
-            adapter.strength.set_value(0 * adapter.strength.get_value())
+            adapter.strength = Strength(0 * adapter.strength[...])
             found += 1
     if not found:
         raise ValueError(f"block {layer} has no adapter to switch off")

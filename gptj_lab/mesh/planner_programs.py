@@ -138,9 +138,9 @@ def abstract_network(config: ModelConfig, weights: str, rank: int | None) -> Tra
         network = Transformer(config, key=jax.random.key(0))
         for block in network.blocks:
             for path, linear in block.matrices().items():
-                d_out, d_in = linear.weight.get_value().shape
+                d_out, d_in = linear.weight[...].shape
                 if weights == "int8":
-                    linear.weight.set_value(_int8((d_out, d_in)))  # type: ignore[arg-type]
+                    linear.weight = nnx.Param(_int8((d_out, d_in)))  # type: ignore[assignment]
                 if rank is not None and path in _ADAPTED:
                     linear.adapters["lora"] = LowRank(
                         d_in, d_out, rank=rank, strength=1.0, dropout=0.0, key=jax.random.key(0)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gptj_lab import versions
 from gptj_lab.mesh.sharding import constrain
 from gptj_lab.model import sites
 from gptj_lab.model.transformer import Transformer
@@ -83,7 +84,7 @@ def describe(
         dtype: of the activations.
     """
     weights = [
-        _placement(".".join(map(str, path)), leaf.get_value())
+        _placement(".".join(map(str, path)), versions.value(leaf))
         for path, leaf in nnx.to_flat_state(nnx.state(network))
     ]
     held = {int(device.id): 0 for device in mesh.devices.flat}
@@ -106,7 +107,7 @@ def compiled_block(
 ) -> str:
     """The text (HLO) of the first block's forward pass as compiled for the mesh."""
     graph, params = nnx.split(network.blocks[0])
-    d_model = network.final_ln.scale.get_value().shape[0]
+    d_model = network.final_ln.scale[...].shape[0]
     rows = NamedSharding(mesh, PartitionSpec(DATA))
     x = jax.ShapeDtypeStruct((batch, seq, d_model), dtype, sharding=rows)
     positions = jax.ShapeDtypeStruct((batch, seq), np.int32, sharding=rows)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from gptj_lab import versions
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh.distributed import gather
 from gptj_lab.model.int8 import Int8Weight
@@ -149,7 +150,7 @@ def place(network: Transformer, config: ModelConfig, mesh: Mesh) -> Transformer:
     onto = placing(config, mesh)
     graph, state = nnx.split(network)
     placed = [
-        (path, leaf.replace(_placed(path, leaf.get_value(), onto)))
+        (path, leaf.replace(_placed(path, versions.value(leaf), onto)))
         for path, leaf in nnx.to_flat_state(state)
     ]
     network = nnx.merge(graph, nnx.from_flat_state(placed))

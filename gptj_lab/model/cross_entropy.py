@@ -57,8 +57,8 @@ def cross_entropy(
 
 def _narrow(network: Transformer, x: Array, targets: Array, weights: Array) -> Array:
     head = network.head
-    matrix = network.embed[...] if head is None else head.weight.get_value()
-    bias = jnp.zeros(len(matrix)) if head is None or head.bias is None else head.bias.get_value()
+    matrix = network.embed[...] if head is None else head.weight[...]
+    bias = jnp.zeros(len(matrix)) if head is None or head.bias is None else head.bias[...]
     rows = network.final_ln(x).reshape(-1, x.shape[-1])
     return narrow.nats(rows, matrix, bias, targets.reshape(-1), weights.reshape(-1))
 

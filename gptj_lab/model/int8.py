@@ -1,6 +1,7 @@
 """int8 weights: symmetric, one scale for each output channel, and their product."""
 
 import dataclasses
+from types import EllipsisType
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,12 @@ class Int8Weight:
 
     values: jax.Array
     scale: jax.Array
+
+    def __getitem__(self, index: EllipsisType) -> "Int8Weight":
+        """The weight itself: what an `nnx.Variable` that holds it gives for `variable[...]`."""
+        if index is not ...:
+            raise TypeError(f"{index!r}: only [...] reads an int8 weight; take .values and .scale")
+        return self
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gptj_lab import versions
 from gptj_lab.model import int8, narrow
 from gptj_lab.names import DATA, MODEL
 
@@ -83,7 +84,7 @@ class LowRank(nnx.Module):
         return jnp.einsum("...r,or->...o", low * strength, self.b[...].astype(low.dtype))
 
     def _dropped(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
-        key = self.key.get_value()
+        key = versions.value(self.key)
         if key is None or not self.dropout:
             return x
         kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
@@ -103,7 +104,7 @@ class Linear(nnx.Module):
         self.adapters = nnx.Dict()  # LowRank by name
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        weight = self.weight.get_value()
+        weight = self.weight[...]
         if isinstance(weight, int8.Int8Weight):
             out = int8.product(x, weight)
         elif narrow.wanted():
@@ -123,7 +124,7 @@ class Linear(nnx.Module):
         """
         parts = mesh.shape[MODEL]
         cut = x.reshape(*x.shape[:-1], parts, -1)
-        weight = self.weight.get_value()
+        weight = self.weight[...]
         scale = None
         if isinstance(weight, int8.Int8Weight):
             weight, scale = weight.values, weight.scale
@@ -140,4 +141,4 @@ class Linear(nnx.Module):
         """`out + bias`, or `out` itself where there is no bias."""
         if self.bias is None:
             return out
-        return out + jnp.broadcast_to(self.bias.get_value().astype(out.dtype), out.shape)
+        return out + jnp.broadcast_to(self.bias[...].astype(out.dtype), out.shape)

@@ -11,7 +11,7 @@ PICTURE = ROOT / "docs" / "meshview.png"
 # What JAX says of the slice on device 5: bounds in each dimension, and bytes.
 ASK = """
 import json
-_array = model.network.blocks[0].mlp.fc_in.weight.get_value()
+_array = model.network.blocks[0].mlp.fc_in.weight[...]
 _shard = next(each for each in _array.addressable_shards if each.device.id == 5)
 _bounds = [part.indices(size)[:2] for part, size in zip(_shard.index, _array.shape)]
 print("SHARD", json.dumps([_bounds, _array.shape, _shard.data.nbytes]))

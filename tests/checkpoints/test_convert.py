@@ -58,10 +58,10 @@ def test_what_is_written_is_what_the_original_code_would_read(source, small_netw
     assert {str(leaf.dtype) for leaf in leaves[0][:-1]} == {"|V2"} and leaves[0][-1].shape == ()
     ninth = 2 + 10 * 10  # layers 0, 1, 10, 2, ...: layer 9 is the last of 11
     q = np.concatenate([shard[ninth].view("uint16") for shard in leaves], axis=1)
-    expected = small_network.blocks[9].attn.q.weight.get_value().T.astype("bfloat16")
+    expected = small_network.blocks[9].attn.q.weight[...].T.astype("bfloat16")
     np.testing.assert_array_equal(q, np.asarray(expected).view("uint16"))
     out = [shard[ninth + 6].view("uint16") for shard in leaves]  # linear_5 b: a sum
-    bias = small_network.blocks[9].mlp.fc_out.bias.get_value().astype("bfloat16")
+    bias = small_network.blocks[9].mlp.fc_out.bias[...].astype("bfloat16")
     np.testing.assert_array_equal(out[0], np.asarray(bias).view("uint16"))
     assert not out[1].any()
 

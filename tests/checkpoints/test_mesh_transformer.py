@@ -25,7 +25,7 @@ def write_release(folder, network, shards, dtype="float32", full=False, seed=0):
     first, the embedding has a bias.
     """
     random = np.random.default_rng(seed)
-    bias = np.arange(network.embed.get_value().shape[1]).astype(np.float32) / 8
+    bias = np.arange(network.embed[...].shape[1]).astype(np.float32) / 8
 
     def along(value, axis):
         return np.split(np.asarray(value), shards, axis)
@@ -40,16 +40,16 @@ def write_release(folder, network, shards, dtype="float32", full=False, seed=0):
 
     params = {
         f"{ROOT}embedding_shard/~/linear": {
-            "w": along(network.embed.get_value() - bias[None], 0),
+            "w": along(network.embed[...] - bias[None], 0),
             "b": summed(bias),
         },
         f"{ROOT}projection_shard/~/linear": {
-            "w": along(network.head.weight.get_value().T, 1),
-            "b": along(network.head.bias.get_value(), 0),
+            "w": along(network.head.weight[...].T, 1),
+            "b": along(network.head.bias[...], 0),
         },
         f"{ROOT}projection_shard/~/replicated_layer_norm": {
-            "scale": copies(network.final_ln.scale.get_value()),
-            "offset": copies(network.final_ln.bias.get_value()),
+            "scale": copies(network.final_ln.scale[...]),
+            "offset": copies(network.final_ln.bias[...]),
         },
     }
     for i, block in enumerate(network.blocks):
@@ -58,18 +58,18 @@ def write_release(folder, network, shards, dtype="float32", full=False, seed=0):
             ("linear", block.attn.q, 1), ("linear_1", block.attn.v, 1),
             ("linear_2", block.attn.k, 1), ("linear_3", block.attn.out, 0),
         ):  # fmt: skip
-            params[here + name] = {"w": along(linear.weight.get_value().T, axis)}
+            params[here + name] = {"w": along(linear.weight[...].T, axis)}
         params[here + "linear_4"] = {
-            "w": along(block.mlp.fc_in.weight.get_value().T, 1),
-            "b": along(block.mlp.fc_in.bias.get_value(), 0),
+            "w": along(block.mlp.fc_in.weight[...].T, 1),
+            "b": along(block.mlp.fc_in.bias[...], 0),
         }
         params[here + "linear_5"] = {
-            "w": along(block.mlp.fc_out.weight.get_value().T, 0),
-            "b": summed(block.mlp.fc_out.bias.get_value()),
+            "w": along(block.mlp.fc_out.weight[...].T, 0),
+            "b": summed(block.mlp.fc_out.bias[...]),
         }
         params[here + "replicated_layer_norm"] = {
-            "scale": copies(block.ln.scale.get_value()),
-            "offset": copies(block.ln.bias.get_value()),
+            "scale": copies(block.ln.scale[...]),
+            "offset": copies(block.ln.bias[...]),
         }
 
     for shard in range(shards):
@@ -112,7 +112,7 @@ def close(one, other, tolerance=1e-5):
         nnx.to_flat_state(nnx.state(one)), nnx.to_flat_state(nnx.state(other)), strict=True
     ):
         np.testing.assert_allclose(
-            np.asarray(a[1].get_value(), np.float32), np.asarray(b[1].get_value(), np.float32),
+            np.asarray(a[1][...], np.float32), np.asarray(b[1][...], np.float32),
             rtol=0, atol=tolerance, err_msg=str(a[0]),
         )  # fmt: skip
 
@@ -134,10 +134,10 @@ def test_narrow_releases(tmp_path, small_network, dtype):
     with np.load(tmp_path / "step_5/shard_0/3.npz") as opened:
         assert opened["arr_0"].dtype == {"bfloat16": "V2", "float16": "float16"}[dtype]
     _, network = mesh_transformer.read(tmp_path / "step_5", dtype)
-    assert str(network.embed.get_value().dtype) == dtype
+    assert str(network.embed[...].dtype) == dtype
     close(network, small_network, 0.1)  # parts of sums reach 12, where bfloat16 has 1/16
-    exact = network.blocks[10].attn.v.weight.get_value()
-    assert (exact == small_network.blocks[10].attn.v.weight.get_value().astype(dtype)).all()
+    exact = network.blocks[10].attn.v.weight[...]
+    assert (exact == small_network.blocks[10].attn.v.weight[...].astype(dtype)).all()
 
 
 def test_the_published_shape_has_the_published_leaves():

@@ -36,7 +36,7 @@ def test_no_tensor_outlives_its_placing(small_directory):
 
     _, network = huggingface.read(small_directory, place=place)
     assert most == 0 and len(alive) == 115
-    assert network.embed.get_value().dtype == jnp.int8, "what place gives is what the network holds"
+    assert network.embed[...].dtype == jnp.int8, "what place gives is what the network holds"
 
 
 def test_place_puts_parameters_onto_a_mesh(small_directory, small_network, same):
@@ -49,7 +49,7 @@ def test_place_puts_parameters_onto_a_mesh(small_directory, small_network, same)
         )
 
     _, network = huggingface.read(small_directory, place=place)
-    weight = network.blocks[3].attn.q.weight.get_value()
+    weight = network.blocks[3].attn.q.weight[...]
     assert len(weight.sharding.device_set) == 8
     assert weight.addressable_shards[0].data.shape == (16, 2)
     assert same(network, small_network)
@@ -65,7 +65,7 @@ def test_the_device_array_is_the_copy_itself(small_directory):
 
     _, network = huggingface.read(small_directory, place=place)
     for path, leaf in nnx.to_flat_state(nnx.state(network)):
-        assert leaf.get_value().unsafe_buffer_pointer() == where[path], path
+        assert leaf[...].unsafe_buffer_pointer() == where[path], path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

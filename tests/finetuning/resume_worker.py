@@ -110,7 +110,7 @@ def main() -> None:
         out=JOB["out"], seed=3, say=lambda line: None,
     )  # fmt: skip
     weights = {
-        ".".join(map(str, path)): digest(leaf.get_value())
+        ".".join(map(str, path)): digest(leaf[...])
         for path, leaf in nnx.to_flat_state(nnx.state(run.model.network, nnx.Param))
     }
     told = {"status": run.status, "step": run.step, "notes": run.notes, "weights": weights}

@@ -13,7 +13,7 @@ import gptj_lab
 from gptj_lab.finetuning import export, lora
 from gptj_lab.finetuning.lora import LoRA
 from gptj_lab.language_model import load
-from gptj_lab.model.linear import Adapter
+from gptj_lab.model.linear import Adapter, DropoutKey
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 ALL = tuple(lora.TARGETS)
@@ -26,8 +26,8 @@ def trained(model, chosen, seed=0):
     for _, linear in lora.matrices(new.network):
         if chosen.name in linear.adapters:
             b = linear.adapters[chosen.name].b
-            values = jnp.asarray(rng.normal(0, 0.1, b.get_value().shape), jnp.float32)
-            b.set_value(jax.device_put(values, b.get_value().sharding))
+            values = jnp.asarray(rng.normal(0, 0.1, b[...].shape), jnp.float32)
+            b[...] = jax.device_put(values, b[...].sharding)
     return new
 
 
@@ -86,7 +86,7 @@ def test_dropout_only_where_a_key_is(tiny_model):
     plain = new.logits(IDS)
     adapter = new.network.blocks[0].attn.q.adapters["default"]
     x = jnp.ones((1, 4000, 32))
-    adapter.key.set_value(jax.random.key(1))
+    adapter.key = DropoutKey(jax.random.key(1))
     dropped = adapter._dropped(x)
     assert abs(float((dropped == 0).mean()) - 0.5) < 0.02 and float(dropped.max()) == 2.0
     assert not (new.logits(IDS) == plain).all()
@@ -99,7 +99,7 @@ def test_a_mesh_is_one_device(tiny_model, tmp_path, weights, tolerance):
     mesh = gptj_lab.mesh(data=2, model=4)
     many = trained(load(tmp_path, weights=weights, mesh=mesh), LoRA(targets=ALL))
     assert close(many.logits(IDS), one.logits(IDS), tolerance["float32"])
-    spec = many.network.blocks[0].mlp.fc_out.adapters["default"].a.get_value().sharding.spec
+    spec = many.network.blocks[0].mlp.fc_out.adapters["default"].a[...].sharding.spec
     assert spec == jax.sharding.PartitionSpec(None, "model")
 
 
@@ -117,8 +117,8 @@ def test_int8_gradients_are_those_of_the_matrices_it_stands_for(tiny_model, tmp_
 
     float_base = lora.without(quantised)
     for _, linear in lora.matrices(float_base.network):
-        weight = linear.weight.get_value()
-        linear.weight.set_value(weight.values.astype(jnp.float32) * weight.scale[:, None])
+        weight = linear.weight[...]
+        linear.weight = nnx.Param(weight.values.astype(jnp.float32) * weight.scale[:, None])
     float_base = trained(float_base, LoRA(targets=ALL))
     for ours, theirs in zip(gradients(quantised), gradients(float_base), strict=True):
         assert close(ours, theirs, 1e-4)

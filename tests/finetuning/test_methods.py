@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import gptj_lab
+from gptj_lab import versions
 from gptj_lab.finetuning import lora, loss, methods
 from gptj_lab.finetuning.methods import Full, LastBlocks, LoRA, SoftPrompt
 from gptj_lab.finetuning.optimisers import Optimiser
@@ -40,8 +41,8 @@ def moved(model, seed=1):
     rng = np.random.default_rng(seed)
     for _, linear in lora.matrices(model.network):
         for adapter in linear.adapters.values():
-            shape = adapter.b.get_value().shape
-            adapter.b.set_value(jnp.asarray(rng.normal(0, 0.1, shape), jnp.float32))
+            shape = adapter.b[...].shape
+            adapter.b[...] = jnp.asarray(rng.normal(0, 0.1, shape), jnp.float32)
     return model
 
 
@@ -59,7 +60,7 @@ def _gradients(graph, trained, frozen, batch, key, **settings):
 
 def named(tree):
     return {
-        ".".join(map(str, path)): np.asarray(leaf.get_value())
+        ".".join(map(str, path)): np.asarray(versions.value(leaf))
         for path, leaf in nnx.to_flat_state(tree)
     }
 
@@ -226,7 +227,7 @@ def test_tiny_changes_of_bfloat16_weights_are_not_lost(tiny_model, tmp_path):
     after = hundred(trained)
     assert np.allclose(named(after)["final_ln.scale"], 0.99, atol=1e-5)
     result = methods.trained_model(base, model, Full(), after)
-    scale = result.network.final_ln.scale.get_value()
+    scale = result.network.final_ln.scale[...]
     assert result.dtype == "bfloat16" and (scale == jnp.bfloat16(0.99)).all()
 
 

@@ -72,9 +72,9 @@ def test_equal_runs_differ_in_nothing(case):
 def test_the_head_that_was_changed_is_the_one_that_moved(gptj):
     def turn(network):
         weight = network.blocks[2].attn.q.weight
-        rows = np.array(weight.get_value())
+        rows = np.array(weight[...])
         rows[16:24] *= -1  # of head 2
-        weight.set_value(rows)
+        weight[...] = rows
 
     found = compare_models(gptj, changed(gptj, turn), PROMPT)
     (layer, head, moved), *others = found.heads_moved(8)

@@ -67,10 +67,10 @@ def test_scores_are_those_of_the_whole_matrices(model, mode):
 def test_a_head_that_reads_what_another_writes_composes_with_it(gptj):
     def rewire(network):
         first, last = network.blocks[0], network.blocks[2]
-        read = np.array(last.attn.q.weight.get_value())
-        written = np.asarray(first.attn.out.weight.get_value())[:, :8]  # of head 0
-        read[8:16] = (written / np.asarray(last.ln.scale.get_value())[:, None]).T  # of head 1
-        last.attn.q.weight.set_value(read)
+        read = np.array(last.attn.q.weight[...])
+        written = np.asarray(first.attn.out.weight[...])[:, :8]  # of head 0
+        read[8:16] = (written / np.asarray(last.ln.scale[...])[:, None]).T  # of head 1
+        last.attn.q.weight[...] = read
 
     scores = composition_scores(changed(gptj, rewire), "q")
     assert np.unravel_index(scores.argmax(), scores.shape) == (0, 0, 2, 1)
@@ -102,16 +102,14 @@ def test_a_head_that_copies_scores_one():
 
     def copy(network):
         block = network.blocks[0]
-        scale = np.asarray(block.ln.scale.get_value()) * np.asarray(
-            network.final_ln.scale.get_value()
-        )
+        scale = np.asarray(block.ln.scale[...]) * np.asarray(network.final_ln.scale[...])
         # W_O = (gain_final gain W_V)^T makes W_V E^T U W_O a Gram matrix, but for the gains.
-        block.ln.scale.set_value(np.ones_like(scale))
-        network.final_ln.scale.set_value(np.ones_like(scale))
-        block.attn.out.weight.set_value(block.attn.v.weight.get_value().T)
-        rows = np.asarray(network.embed.get_value())
+        block.ln.scale[...] = np.ones_like(scale)
+        network.final_ln.scale[...] = np.ones_like(scale)
+        block.attn.out.weight[...] = block.attn.v.weight[...].T
+        rows = np.asarray(network.embed[...])
         rows = rows - rows.mean(-1, keepdims=True)
-        network.embed.set_value(rows / rows.std(-1, keepdims=True))
+        network.embed[...] = rows / rows.std(-1, keepdims=True)
 
     np.testing.assert_allclose(copying_scores(changed(model, copy)), 1, atol=1e-5)
 

@@ -28,9 +28,9 @@ def test_a_broken_weight_is_found_where_it_is_used(weight, site, bad):
         part = network.blocks[1]
         for step in path:
             part = getattr(part, step)
-        value = np.array(getattr(part, name).get_value())
+        value = np.array(getattr(part, name)[...])
         value.flat[3] = bad
-        getattr(part, name).set_value(value)
+        getattr(part, name)[...] = value
 
     model = changed(small_model("gptj"), spoil)
     found = first_not_finite(model, PROMPT)
@@ -41,9 +41,9 @@ def test_a_broken_weight_is_found_where_it_is_used(weight, site, bad):
 
 def test_a_token_whose_embedding_is_broken_is_named():
     def spoil(network):
-        rows = np.array(network.embed.get_value())
+        rows = np.array(network.embed[...])
         rows[9] = np.nan
-        network.embed.set_value(rows)
+        network.embed[...] = rows
 
     model = changed(small_model("gptj"), spoil)  # untied: logits don't use the row
     assert first_not_finite(model, [1, 2, 3]) is None
@@ -55,7 +55,7 @@ def test_a_token_whose_embedding_is_broken_is_named():
 def test_what_overflows_is_told_from_what_is_stored():
     def grow(network):
         weight = network.blocks[0].mlp.fc_out.weight
-        weight.set_value(np.full_like(np.asarray(weight.get_value()), 3e38))
+        weight[...] = np.full_like(np.asarray(weight[...]), 3e38)
 
     found = first_not_finite(changed(small_model("gptj", d_ff=32), grow), PROMPT)
     assert found.site == "blocks.0.mlp_out" and found.weights == ()

@@ -49,14 +49,14 @@ def test_a_steered_model_is_one_steered_forward_pass_and_leaves_the_model_alone(
     )
     assert abs(once - before).max() > 0.1
     assert (run(model, IDS)[0] == before).all()
-    shared = leaning.network.embed.get_value(), model.network.embed.get_value()
+    shared = leaning.network.embed[...], model.network.embed[...]
     assert shared[0] is shared[1] and leaning.mesh is model.mesh
 
 
 def test_generating_is_the_steered_models(gptj):
     unembedding = gptj.network.embed if gptj.network.head is None else gptj.network.head.weight
-    row = np.asarray(unembedding.get_value(), np.float32)[65]
-    gain = np.asarray(gptj.network.final_ln.scale.get_value())
+    row = np.asarray(unembedding[...], np.float32)[65]
+    gain = np.asarray(gptj.network.final_ln.scale[...])
     done = steering.generate(
         gptj, "the cat", row * np.sign(gain), 1, 1e3, max_new_tokens=3, temperature=0.0
     )[0]

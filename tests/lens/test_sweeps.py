@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_refused_with_its_name(gptj, case):
 def test_a_nan_within_a_sweep_names_its_site(gptj):
     def poison(network):
         weight = network.blocks[1].attn.v.weight
-        network.blocks[1].attn.v.weight = nnx.Param(weight.get_value().at[0, 0].set(np.inf))
+        network.blocks[1].attn.v.weight = nnx.Param(weight[...].at[0, 0].set(np.inf))
 
     broken = changed(gptj, poison)
     none = Interventions.none(broken, len(CLEAN))

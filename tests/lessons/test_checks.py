@@ -114,11 +114,9 @@ def ours(network, residual, *, norm=True, mean=True, gain=True, gain_bias=True, 
     ln = network.final_ln
     if norm:
         x = (x - mean * x.mean()) / np.sqrt(((x - mean * x.mean()) ** 2).mean() + ln.eps)
-    x = x * np.asarray(ln.scale.get_value()) if gain else x
-    x = x + gain_bias * np.asarray(ln.bias.get_value())
-    return np.asarray(network.head.weight.get_value()) @ x + head_bias * np.asarray(
-        network.head.bias.get_value()
-    )
+    x = x * np.asarray(ln.scale[...]) if gain else x
+    x = x + gain_bias * np.asarray(ln.bias[...])
+    return np.asarray(network.head.weight[...]) @ x + head_bias * np.asarray(network.head.bias[...])
 
 
 @pytest.fixture
@@ -130,8 +128,8 @@ def biased(tiny_model):
     model.network = copy.deepcopy(tiny_model.network)
     ends = model.network.final_ln, model.network.head
     for parameter in (*(part.bias for part in ends), ends[0].scale):
-        value = parameter.get_value()
-        parameter.set_value(value + np.linspace(-1, 1, value.size, dtype=np.float32))
+        value = parameter[...]
+        parameter[...] = value + np.linspace(-1, 1, value.size, dtype=np.float32)
     return model
 
 
@@ -173,7 +171,7 @@ def test_lens_of_a_tied_head_without_bias(tiny_tokenizer):
 
     def logits(residual):
         normal = (residual - residual.mean()) / residual.std()
-        return np.asarray(network.embed.get_value()) @ normal
+        return np.asarray(network.embed[...]) @ normal
 
     check(logit_lens.lens(logits, tied), None)
     check(logit_lens.lens(lambda residual: logits(residual) + 1, tied), "by the same number")

@@ -47,8 +47,8 @@ def tuned(tiny_model):
     model = lora.adapted(tiny_model, lora.LoRA(rank=2, alpha=2))
     for (_, layer, *_), linear in lora.matrices(model.network):
         for adapter in linear.adapters.values():
-            ramp = jnp.linspace(-1, 1, adapter.b.get_value().size).reshape(adapter.b.shape)
-            adapter.b.set_value((0.02 + 0.6 * layer) * ramp)
+            ramp = jnp.linspace(-1, 1, adapter.b[...].size).reshape(adapter.b.shape)
+            adapter.b[...] = (0.02 + 0.6 * layer) * ramp
     return model
 
 

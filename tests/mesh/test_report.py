@@ -75,7 +75,7 @@ def test_slices_tile_every_weight(on_mesh):
     assert told.axes == {"data": 2, "model": 4}
     assert sorted(device for row in told.devices for device in row) == list(range(8))
     arrays = {
-        ".".join(map(str, path)): leaf.get_value()
+        ".".join(map(str, path)): leaf[...]
         for path, leaf in nnx.to_flat_state(nnx.state(model.network))
     }
     held = dict.fromkeys(range(8), 0)

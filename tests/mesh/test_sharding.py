@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import gptj_lab
+from gptj_lab import versions
 from gptj_lab.config import ModelConfig
 from gptj_lab.mesh import sharding
 from gptj_lab.model import sites
@@ -78,7 +79,7 @@ def test_gradients_are_those_of_one_device(shape, on_mesh, tolerance):
     expected = gradients(on_mesh(), jnp.asarray(ids))
     for (path, mine), (other, theirs) in zip(ours, expected, strict=True):
         assert path == other
-        close(mine.get_value(), theirs.get_value(), 2 * tolerance["float32"])
+        close(mine[...], theirs[...], 2 * tolerance["float32"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -169,7 +170,7 @@ def test_loaded_and_saved_on_a_mesh_it_is_the_same_model(on_mesh, tmp_path):
             nnx.to_flat_state(nnx.state(alone.network)),
             strict=True,
         ):
-            assert (np.asarray(mine.get_value()) == np.asarray(theirs.get_value())).all()
+            assert (np.asarray(mine[...]) == np.asarray(theirs[...])).all()
 
 
 def test_the_front_door_is_package_and_function():
@@ -241,7 +242,7 @@ def test_every_weight_of_the_real_gpt_j_has_its_place():
     shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
     held = whole = 0
     for path, leaf in nnx.to_flat_state(shapes):
-        shape = leaf.get_value().shape
+        shape = versions.value(leaf).shape
         held += np.prod(sharding.parameter_sharding(path, config, mesh).shard_shape(shape))
         whole += np.prod(shape)
     assert whole == config.num_parameters

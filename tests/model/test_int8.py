@@ -96,13 +96,13 @@ def test_it_computes_what_the_rounded_weights_do(tiny_directory, quantised, tole
     ids = jnp.asarray([[1, 2, 3, 4]])
     exact = whole.logits(ids)
     assert quantised.weights == "int8" and quantised.dtype == "float32"
-    assert (quantised.network.head.weight.get_value() == whole.network.head.weight[...]).all()
+    assert (quantised.network.head.weight[...] == whole.network.head.weight[...]).all()
     for ours, theirs in zip(whole.network.blocks, quantised.network.blocks, strict=True):
         for part, name in (("attn", "q"), ("attn", "k"), ("attn", "v"), ("attn", "out"),
                            ("mlp", "fc_in"), ("mlp", "fc_out")):  # fmt: skip
-            weight = getattr(getattr(theirs, part), name).weight.get_value()
+            weight = getattr(getattr(theirs, part), name).weight[...]
             rounded = int8.dequantize(np.asarray(weight.values), np.asarray(weight.scale))
-            getattr(getattr(ours, part), name).weight.set_value(jnp.asarray(rounded))
+            getattr(getattr(ours, part), name).weight[...] = jnp.asarray(rounded)
     expected, found = whole.logits(ids), quantised.logits(ids)
     most = float(abs(expected).max())
     np.testing.assert_allclose(found, expected, atol=tolerance["float32"] * most)
@@ -154,6 +154,6 @@ def test_a_mesh_of_eight_gives_the_same(tiny_directory, quantised, tolerance):
     np.testing.assert_allclose(
         spread.logits(ids), expected, atol=tolerance["float32"] * float(abs(expected).max())
     )
-    weight = spread.network.blocks[0].mlp.fc_in.weight.get_value()
+    weight = spread.network.blocks[0].mlp.fc_in.weight[...]
     assert weight.values.addressable_shards[0].data.shape[0] == weight.shape[0] // 4
     assert weight.scale.addressable_shards[0].data.shape[0] == weight.shape[0] // 4

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gptj_lab import versions
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import sites
@@ -176,10 +177,10 @@ def test_config_field_matters(field):
         return nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: made(config))))
 
     def shapes(config):
-        return {path: leaf.get_value().shape for path, leaf in parameters(config)}
+        return {path: versions.value(leaf).shape for path, leaf in parameters(config)}
 
     for config in (old, new):
-        sizes = [leaf.get_value().size for _, leaf in parameters(config)]
+        sizes = [versions.value(leaf).size for _, leaf in parameters(config)]
         assert config.num_parameters == sum(sizes)
     if shapes(old) == shapes(new):
         assert np.abs(np.asarray(made(old)(ids())[0] - made(new)(ids())[0])).max() > 1e-3

@@ -126,7 +126,7 @@ def test_a_refused_prompt_leaves_everything_as_it_was(front, prompt, message):
 
 def test_a_nan_inside_the_model_is_named(model):
     def spoil(network):
-        network.blocks[1].mlp.fc_in.bias.set_value(network.blocks[1].mlp.fc_in.bias[...] * np.nan)
+        network.blocks[1].mlp.fc_in.bias[...] = network.blocks[1].mlp.fc_in.bias[...] * np.nan
 
     with pytest.raises(ValueError, match="blocks.1.mlp.pre"):
         gptj_lab.widgets.Explorer(changed(model, spoil), A)
@@ -494,7 +494,7 @@ def test_a_lens_that_cannot_be_is_a_sentence(front, lenses, model):
 
     def doubled(network):
         weight = network.blocks[0].attn.q.weight
-        weight.set_value(2 * weight.get_value())
+        weight[...] = 2 * weight[...]
 
     other = gptj_lab.widgets.Explorer(changed(model, doubled), A, tuned_lens=tuned)
     assert "other weights" in FrontEnd(other).error("lens", kind="tuned", start=0, stop=2)
@@ -858,7 +858,7 @@ def test_weights_that_change_make_the_view_stale(tiny_config, tiny_tokenizer):
     front = FrontEnd(gptj_lab.widgets.Explorer(model, A))
     front.one("next", position=3)
     weight = model.network.blocks[0].attn.q.weight
-    weight.set_value(2 * weight.get_value())
+    weight[...] = 2 * weight[...]
     content, _ = front.one("next", "stale", position=3)
     assert "weights have changed" in content["text"] == front.explorer.stale
     with pytest.raises(ValueError, match="stale"):

@@ -53,7 +53,7 @@ def ask(view, op, req, **more):
 def test_the_slices_that_are_sent_are_those_of_the_arrays(view, model):
     devices = [device for row in view.mesh["devices"] for device in row]
     for path, leaf in nnx.to_flat_state(nnx.state(model.network)):
-        name, array = ".".join(map(str, path)), leaf.get_value()
+        name, array = ".".join(map(str, path)), leaf[...]
         ((content, buffers),) = ask(view, "show", "a", weight=name)
         assert (content["name"], content["req"]) == (name, "a")
         assert tuple(content["shape"]) == array.shape and view.weight == name
@@ -68,7 +68,7 @@ def test_the_slices_that_are_sent_are_those_of_the_arrays(view, model):
 
 def test_the_sentences_have_the_numbers_of_the_arrays(view, model):
     ((content, _),) = ask(view, "show", "a", weight=WEIGHT)
-    array = model.network.blocks[0].mlp.fc_in.weight.get_value()
+    array = model.network.blocks[0].mlp.fc_in.weight[...]
     for shard in array.addressable_shards:
         said = content["tells"][shard.device.id]
         assert said == view.tell(shard.device.id)

@@ -189,7 +189,7 @@ def test_a_view_shown_later_gets_the_last_run(model):
 def test_two_models_continue_the_same_prompt(model):
     other = model.twin()
     head = other.network.head.weight
-    head.set_value(head.get_value()[::-1])
+    head[...] = head[...][::-1]
     play = gptj_lab.widgets.Playground(
         model, "the cat", compare=other, names=("A", "the other"), max_new_tokens=8
     )

@@ -526,13 +526,13 @@ def test_the_table_tells_in_which_settings_runs_differ():
 def test_weights_without_adapters_are_weighed_along_the_line(tiny_model):
     tuned = tiny_model.twin()
     head = tuned.network.head.weight
-    before = head.get_value()
-    head.set_value(before + 2)
+    before = head[...]
+    head[...] = before + 2
     result = Result(Told(base=tiny_model, model=tuned))
     shown = result.model
     for scale, more in ((0.5, 1), (2, 4), (1, 2), (0, 0)):
         result.scale = scale
-        np.testing.assert_allclose(shown.network.head.weight.get_value(), before + more, rtol=1e-6)
+        np.testing.assert_allclose(shown.network.head.weight[...], before + more, rtol=1e-6)
     np.testing.assert_array_equal(shown.logits([[1, 2]]), tiny_model.logits([[1, 2]]))
 
 
@@ -542,7 +542,7 @@ def test_weights_that_were_put_back_are_shown_with_their_own_step(tiny_model):
     assert result.step == 8
     run.status, run.weights_step, run.model = "failed", 3, tiny_model.twin()
     head = run.model.network.head.weight
-    head.set_value(head.get_value() + 1)
+    head[...] = head[...] + 1
     np.testing.assert_array_equal(result.refresh().logits([[1, 2]]), run.model.logits([[1, 2]]))
     assert result.step == 3 and "by step 3." in result.words()
 
