@@ -11,7 +11,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow reference notebooks colab picture plan-table
+.PHONY: lab test try check slow reference notebooks colab wheel picture plan-table
 # Huge pages for the kernels: a training step on a CPU then spends less on fresh memory.
 lab: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 lab: .venv/lab
@@ -45,6 +45,11 @@ notebooks: .venv/test
 
 colab: .venv/test
 	$(BIN)/python colab/build.py
+
+# For a Colab that can't reach GitHub: dragged into its Files, the notebooks install from it.
+wheel: .venv/bin/python
+	$(BIN)/pip wheel -q --no-deps -w dist .
+	@ls dist/*.whl
 
 # The screenshots in docs/, taken by the browser tests.
 picture: .venv/test

@@ -1,71 +1,82 @@
 """Makes colab/NAME.ipynb from every source: the same cells, ready for Colab.
 
-Sources are all of notebooks/, and those of colab/sources/, which are for Colab alone.
+Sources are all of notebooks/, and those of colab/sources/, which are for Colab alone. The address
+of the project stands in pyproject.toml ([project.urls]) and nowhere else: a fork changes it there
+and runs `make colab`, which writes it into the badges of the sources and of the README too.
 """
 
 import hashlib
+import re
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
+from string import Template
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
-# The account on GitHub that publishes the project; the badge of every notebook names it too.
-OWNER = "gptj-lab"
-REPOSITORY = f"https://github.com/{OWNER}/gptj_lab"
+BADGE = re.compile(r"(?<=colab\.research\.google\.com/)github/[^/\s]+/[^/\s]+/blob/[^/\s]+(?=/)")
 
-INSTALL = """#@title Install (half a minute; the JAX that Colab brings stays as it is)
-import importlib.metadata
-import os
+INSTALL = Template("""#@title Install gptj_lab (half a minute) {display-mode: "form"}
+import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-if not Path("gptj-lab").is_dir():
-    clone = ["git", "clone", "-q", "--depth", "1", "{repository}", "gptj-lab"]
-    subprocess.run(clone, check=True)
-# pip may add packages; those that are here keep their versions, so no restart is needed.
-here = {{d.name: d.version for d in importlib.metadata.distributions() if d.name}}
-kept = Path("kept.txt")
-kept.write_text("".join(f"{{name}}=={{version}}\\n" for name, version in here.items()))
-pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt"]
-if subprocess.run([*pip, "./gptj-lab", "{anywidget}"]).returncode:
-    # Something here is outside our range: all stays but JAX's companions, JAX itself first of all.
-    held = [n for n in here if n.lower() not in ({companions})]
-    kept.write_text("".join(f"{{name}}=={{here[name]}}\\n" for name in held))
-    subprocess.run([*pip, {others}, "{anywidget}"], check=True)
-    subprocess.run([*pip, "--no-deps", "./gptj-lab"], check=True)
-jax_version = importlib.metadata.version("jax")
-if not SpecifierSet("{jax}").contains(jax_version):
-    print(f"JAX here is {{jax_version}}, gptj_lab is made for {jax}: it may still work.")
-os.chdir("gptj-lab")
+
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+for name, needed in {$needed}.items():
+    if version(name) and not SpecifierSet(needed).contains(version(name), prereleases=True):
+        raise RuntimeError(f"{name} is {version(name)} here, and gptj_lab needs {needed}: choose "
+                           "another version under Runtime > Change runtime type.")
+if not (version("gptj_lab") and version("anywidget")):
+    # A wheel that you have dragged into Colab's Files comes before GitHub.
+    wheels = [wheel.as_uri() for wheel in Path.cwd().glob("gptj_lab-*-any.whl")]
+    source = max(wheels, default="$archive")
+    # pip adds what is missing. What JAX and the notebook run on keeps its version.
+    keep = $keep
+    kept = [f"{name}=={version(name)}" for name in keep if version(name)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", f"gptj_lab[colab] @ {source}", *kept]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr[-3000:])
+        raise RuntimeError(f"pip could not install {source}: the lines above say why. If GitHub "
+                           "can't be reached, drag a wheel (gptj_lab-*.whl, of `make wheel`) into "
+                           "Files and run this cell again. (Kaggle: Settings > Internet on.)")
+    importlib.invalidate_caches()
+for name in ["flax", "optax", "anywidget", "tokenizers", "huggingface_hub"]:
+    loaded = getattr(sys.modules.get(name), "__version__", None)
+    if loaded not in (None, version(name)):
+        raise RuntimeError(f"{name} is {version(name)} now, but this session has loaded {loaded} "
+                           "already: Runtime > Restart session, then Runtime > Run all.")
+print(f"gptj_lab {version('gptj_lab')} is installed; JAX stays at {version('jax')}.")
+""")
+# What pip must leave as the runtime brings it: JAX with its parts, and what the kernel has loaded.
+KEEP = (
+    "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "numpy", "ml_dtypes",
+    "protobuf", "ipykernel", "ipython", "ipywidgets", "traitlets", "tornado", "pyzmq",
+)  # fmt: skip
+
+RUNTIME = """#@title What machine is this?
+from gptj_lab import colab
+
+HARDWARE = colab.runtime()
 """
 
-RUNTIME = """#@title What runtime is this?
-import jax
-
-import gptj_lab
-
-devices = jax.devices()
-memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-size = "" if memory is None else f", {memory / 1e9:.1f} GB each"
-kind = f"{devices[0].device_kind} ({devices[0].platform})"
-print(f"{len(devices)} x {kind}{size}, jax {jax.__version__}")
-names = {"TPU v5 lite": "colab-v5e-1", "TPU v6 lite": "colab-v6e-1", "Tesla T4": "colab-t4"}
-HARDWARE = names.get(devices[0].device_kind, "laptop")  # as gptj_lab.plan calls it
-if devices[0].platform == "cpu":
-    print("A CPU: quick enough for pocket. For GPT-J-6B: Runtime > Change runtime type.")
-elif memory is not None or HARDWARE != "laptop":
-    formats = ("float32", "bfloat16", "int8")
-    fits = [w for w in formats if gptj_lab.plan("gpt-j-6b", HARDWARE, weights=w).fits]
-    words = " or ".join(map(repr, fits))
-    print(f"GPT-J-6B fits with WEIGHTS = {words}." if fits else "GPT-J-6B doesn't fit: pocket.")
-if "T4" in devices[0].device_kind:
-    print("A T4 has no bfloat16 in hardware: float16 is quicker.")
+FIND = """#@title Find the model (it may be a folder on your Google Drive)
+MODEL = colab.model(MODEL)
 """
 
 FORMS = {
@@ -76,26 +87,46 @@ FORMS = {
 }
 
 
-def colab(source: NotebookNode, name: str) -> NotebookNode:
+def project(root: Path = ROOT) -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def install_cell(root: Path = ROOT) -> str:
+    """The code of every notebook's first code cell."""
+    described = project(root)
+    needs = [re.fullmatch(r"([\w-]+)(\S+)", need) for need in described["dependencies"]]
+    ranges = {need[1]: need[2] for need in needs if need}
+    return INSTALL.substitute(
+        needed=", ".join(f'"{name}": "{ranges[name]}"' for name in ("jax", "numpy")),
+        archive=f"{described['urls']['Repository']}/archive/refs/heads/main.zip",
+        keep=textwrap.fill(str(list(KEEP)).replace("'", '"'), 86, subsequent_indent=" " * 12),
+    ).strip()  # fmt: skip
+
+
+def readdressed(text: str, repository: str) -> str:
+    """The text with every Colab badge leading to a repository on GitHub.
+
+    Raises:
+        ValueError: the repository isn't on GitHub.
+    """
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", repository)
+    if found is None:
+        raise ValueError(
+            f"[project.urls] Repository in pyproject.toml is {repository!r}: Colab opens "
+            "notebooks from https://github.com/OWNER/NAME only"
+        )
+    return BADGE.sub(f"github/{found[1]}/blob/main", text)
+
+
+def colab(source: NotebookNode, name: str, install: str) -> NotebookNode:
     """The notebook for Colab: no outputs, an install cell, forms for the parameters.
 
     Raises:
-        ValueError: its badge leads elsewhere.
+        ValueError: it has no badge that opens it.
     """
-    if f"/github/{OWNER}/gptj_lab/blob/main/colab/{name}.ipynb" not in source.cells[0].source:
-        raise ValueError(f"{name}: the badge leads elsewhere than to {REPOSITORY}, colab/{name}")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    needs = project["dependencies"]
-    jax = next(need for need in needs if need.startswith("jax>")).removeprefix("jax")
-    anywidget = next(
-        need for need in project["optional-dependencies"]["lab"] if need.startswith("anywidget")
-    )
-    ours = [need for need in needs if not need.startswith(("jax>", "numpy"))]
-    others = ", ".join(f'"{need}"' for need in ours)
-    companions = ", ".join(f'"{need.split(">")[0].split("=")[0]}"' for need in ours)
-    install = INSTALL.format(
-        companions=companions, repository=REPOSITORY, jax=jax, anywidget=anywidget, others=others
-    )
+    if not re.search(rf"{BADGE.pattern}/colab/{re.escape(name)}\.ipynb\)", source.cells[0].source):
+        raise ValueError(f"{name}: its first cell has no badge that opens colab/{name}.ipynb")
     made = nbformat.v4.new_notebook(
         metadata={
             "accelerator": "TPU",
@@ -110,13 +141,13 @@ def colab(source: NotebookNode, name: str) -> NotebookNode:
         if cell.cell_type == "markdown":
             made.cells.append(nbformat.v4.new_markdown_cell(text))
             continue
-        if not parameters_seen and text.partition(" =")[0] in FORMS:
-            parameters_seen = True
-            made.cells += [
-                nbformat.v4.new_code_cell(part) for part in (install.strip(), RUNTIME.strip())
-            ]
-            text = _with_forms(text)
-        made.cells.append(nbformat.v4.new_code_cell(text))
+        first = not parameters_seen and text.partition(" =")[0] in FORMS
+        if not first:
+            made.cells.append(nbformat.v4.new_code_cell(text))
+            continue
+        parameters_seen = True
+        parts = [install, RUNTIME, _with_forms(text)] + [FIND] * text.startswith("MODEL =")
+        made.cells += [nbformat.v4.new_code_cell(part.strip()) for part in parts]
     for i, cell in enumerate(made.cells):  # the same notebook gives the same file
         cell["id"] = hashlib.sha256(f"{name} {i}".encode()).hexdigest()[:8]
     return made
@@ -131,15 +162,22 @@ def _with_forms(text: str) -> str:
     return "\n".join(lines)
 
 
-def sources() -> list[Path]:
+def sources(root: Path = ROOT) -> list[Path]:
     """Every notebook that has a form for Colab."""
-    return sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("colab/sources/*.ipynb")])
+    return sorted([*root.glob("notebooks/*.ipynb"), *root.glob("colab/sources/*.ipynb")])
 
 
-def main(folder: Path) -> None:
-    """Writes them all into a folder."""
-    for path in sources():
-        made = colab(nbformat.read(path, as_version=4), path.stem)
+def main(folder: Path, root: Path = ROOT) -> None:
+    """Writes them all into a folder; brings the badges of sources and README up to date."""
+    repository = project(root)["urls"]["Repository"]
+    install = install_cell(root)
+    for path in [*sources(root), root / "README.md"]:
+        before = path.read_text("utf-8")
+        if (text := readdressed(before, repository)) != before:
+            path.write_text(text, "utf-8")
+            print(f"brought the badge of {path} up to date", file=sys.stderr)
+    for path in sources(root):
+        made = colab(nbformat.read(path, as_version=4), path.stem, install)
         nbformat.validate(made)
         nbformat.write(made, folder / path.name)
         print(f"wrote {folder / path.name}", file=sys.stderr)

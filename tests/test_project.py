@@ -25,7 +25,7 @@ DIRECTION = (
     ("language_model",),
     ("generation", "finetuning", "evaluation", "lens"),
     ("plots", "lessons"),
-    ("widgets",),
+    ("widgets", "colab"),
     ("cli_finetune",),
     ("cli",),
 )

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.checkpoints import companions, hub
+from gptj_lab.checkpoints import hub
 from gptj_lab.finetuning import model_card
 
-# Of the weights; their companions go too. Whatever else lies in a folder (texts, states, histories)
-# stays at home.
-_WEIGHTS = re.compile(
-    r"adapter_config\.json|adapter_model\.safetensors|model(-\d+-of-\d+)?\.safetensors|"
-    r"model\.safetensors\.index\.json"
+# Whatever else lies in a folder (texts, states, histories) stays at home.
+_FILES = re.compile(
+    r"adapter_config\.json|adapter_model\.safetensors|config\.json|generation_config\.json|"
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|tokenizer\.json|"
+    r"tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
 )
-_PREVIOUS = "*.previous*"  # texts about another model
-# Fields that may hold a path of this machine, in config.json and tokenizer_config.json.
-_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 _KINDS: dict[str, model_card.Kind] = {"LORA": "lora", "PROMPT_TUNING": "prompt"}
 
 
@@ -113,8 +109,6 @@ def push(
         contents = _contents(folder)
         kind, _ = _kind(folder, contents)
         card = model_card.card(repo_id, kind, run.base.name, run, step)
-        if companions.BASE_CARD in contents:
-            card += f"\n## The base\n\nIts own card is [here]({companions.BASE_CARD}).\n"
         return _push(folder, contents, card, repo_id, private, dry_run, token)
 
 
@@ -123,12 +117,12 @@ def _push(
     dry_run: bool, token: str | None,
 ) -> Push:  # fmt: skip
     contents["README.md"] = card.encode()
-    there = {path.name for path in folder.iterdir()}
+    there = {path.relative_to(folder).parts[0] for path in folder.glob("*")}
     done = Push(
         repo_id=repo_id,
         private=private,
         files={name: _size(content) for name, content in sorted(contents.items())},
-        left_out=sorted(there - {name.partition("/")[0] for name in contents}),
+        left_out=sorted(there - contents.keys()),
         card=card,
     )
     if dry_run:
@@ -137,50 +131,32 @@ def _push(
 
 
 def _contents(folder: Path) -> dict[str, bytes | Path]:
-    """The files to upload; the configurations without a path of this machine."""
+    """The files to upload; the adapter's configuration without a path of this machine."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: save the run first, run.save(folder)")
-    names = [path.name for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)]
-    names += [name for name in companions.named(folder) if not fnmatch.fnmatch(name, _PREVIOUS)]
     contents: dict[str, bytes | Path] = {
-        name: folder / name
-        for name in sorted(names)
-        if (folder / name).resolve() == folder.resolve() / name and (folder / name).is_file()
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.is_symlink() and _FILES.fullmatch(path.name)
     }
-    code = [name for name in contents if name.endswith(".py")]
-    if code and not _says_code(folder / "config.json"):  # it is the user's own
-        contents = {name: path for name, path in contents.items() if name not in code}
     if not contents.keys() & {"adapter_config.json", "config.json"}:
         raise FileNotFoundError(
             f"{folder} holds neither an adapter_config.json nor a config.json: save the run first, "
             "run.save(folder)"
         )
     if "adapter_config.json" in contents:
-        config = _fields(folder / "adapter_config.json")
+        config = _adapter_config(folder)
         base = config.get("base_model_name_or_path")
         config["base_model_name_or_path"] = model_card.hub_name(base) if base else None
         contents["adapter_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
-    for name in contents.keys() & {"config.json", "tokenizer_config.json"}:
-        fields = _fields(folder / name)
-        kept = {key: value for key, value in fields.items() if not _is_path(key, value)}
-        if kept != fields:
-            contents[name] = json.dumps(kept, indent=2).encode() + b"\n"
     return contents
-
-
-def _is_path(key: str, value: Any) -> bool:
-    return key in _PATHS and isinstance(value, str) and model_card.hub_name(value) is None
-
-
-def _says_code(file: Path) -> bool:
-    return file.is_file() and "auto_map" in _fields(file)
 
 
 def _kind(folder: Path, contents: dict[str, Any]) -> tuple[model_card.Kind, str | None]:
     """What lies in the folder, and the name of its base model if it is known."""
     if "adapter_config.json" not in contents:
         return "model", None
-    config = _fields(folder / "adapter_config.json")
+    config = _adapter_config(folder)
     kind = _KINDS.get(str(config.get("peft_type")))
     if kind is None:
         raise ValueError(
@@ -191,14 +167,15 @@ def _kind(folder: Path, contents: dict[str, Any]) -> tuple[model_card.Kind, str 
     return kind, base if isinstance(base, str) else None
 
 
-def _fields(file: Path) -> dict[str, Any]:
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
     try:
-        fields = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not a JSON file ({error}): save it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} doesn't hold a JSON object: save it again")
-    return fields
+        raise ValueError(f"{file} is no json ({error}): save the adapter again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object: save the adapter again")
+    return config
 
 
 def _size(content: bytes | Path) -> int:

@@ -8,6 +8,7 @@ from gptj_lab.lessons import (
     attention_maps,
     causality,
     fine_tuning,
+    gallery,
     induction,
     logit_lens,
     what_changed,
@@ -15,6 +16,6 @@ from gptj_lab.lessons import (
 from gptj_lab.lessons.verdict import Verdict
 
 __all__ = [
-    "Verdict", "attention_maps", "causality", "fine_tuning", "induction", "logit_lens",
-    "what_changed",
+    "Verdict", "attention_maps", "causality", "fine_tuning", "gallery", "induction",
+    "logit_lens", "what_changed",
 ]  # fmt: skip

@@ -218,43 +218,6 @@ def test_a_folder_goes_without_what_is_not_the_model(tiny_model, hub, tmp_path):
     assert push(tmp_path, "me/whole", dry_run=True).card == "# My own card\n"
 
 
-def test_what_lay_beside_the_weights_goes_too_but_no_path_and_no_code(tiny_model, hub, tmp_path):
-    base = tmp_path / "base"
-    tiny_model.save(base)
-    for name, text in {
-        "README.md": "# Of the base", "LICENSE": "free", "generation_config.json": "{}",
-        "additional_chat_templates/tool.jinja": "{{ x }}", "modeling_mine.py": SECRET,
-    }.items():  # fmt: skip
-        (base / name).parent.mkdir(exist_ok=True)
-        (base / name).write_text(text)
-    for name, field in (
-        ("config.json", "_name_or_path"),
-        ("tokenizer_config.json", "tokenizer_file"),
-    ):
-        fields = json.loads((base / name).read_text()) | {field: f"/home/{SECRET}", "prefix": "/a"}
-        fields |= {"name_or_path": "me/public"} if name.startswith("tok") else {}
-        (base / name).write_text(json.dumps(fields))
-    tuned = lora.merged(lora.adapted(gptj_lab.load(base), lora.LoRA(rank=1)))
-    (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned/README.md").write_text("# Of yet another")
-    (tmp_path / "tuned/README.previous.md").write_text(SECRET)
-    tuned.save(tmp_path / "tuned")
-    done = push(tmp_path / "tuned", "me/whole")
-    assert done.card == "# Of yet another"
-    sent = {name: content for (_, name), content in hub.files.items()}
-    assert sent["additional_chat_templates/tool.jinja"] == b"{{ x }}"
-    assert sent["README.base.md"] == b"# Of the base" and sent["LICENSE"] == b"free"
-    assert done.left_out == ["README.previous.md", "modeling_mine.py"]
-    assert SECRET.encode() not in b"".join(sent.values())
-    assert json.loads(sent["config.json"])["prefix"] == "/a"
-    assert json.loads(sent["tokenizer_config.json"])["name_or_path"] == "me/public"
-    (tmp_path / "tuned/additional_chat_templates").rename(tmp_path / "away")
-    (tmp_path / "tuned/additional_chat_templates").symlink_to(tmp_path / "away")
-    assert (
-        "additional_chat_templates" in push(tmp_path / "tuned", "me/whole", dry_run=True).left_out
-    )
-
-
 def test_what_cannot_be_pushed_is_refused_in_sentences(run, hub, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="me/open is there already, and public"):
         push(run, "me/open")

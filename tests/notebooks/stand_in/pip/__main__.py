@@ -1,23 +1,32 @@
-"""Writes down what pip was asked for, and refuses whatever could change the JAX that is there."""
+"""Writes down what pip was asked for, refuses whatever could change the JAX that is there.
+
+gptj_lab is installed by links, so that the next session on this disk has it.
+"""
 
 import importlib.metadata
 import json
 import os
 import re
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(os.environ["GPTJ_LAB_ROOT"]) / "tests"))
+import new_session  # noqa: E402
 
 arguments = sys.argv[1:]
-refuse = os.environ.get("PIP_REFUSES_FIRST") and not os.path.exists(os.environ["PIP_RECORD"])
 with open(os.environ["PIP_RECORD"], "a") as record:
     record.write(json.dumps(arguments) + "\n")
-plain = [a for a in arguments if re.match(r"(jax|jaxlib|libtpu|numpy)\b", a)]
-if plain or "--upgrade" in arguments or "-U" in arguments:
+held = {}
+for name in ("jax", "jaxlib", "numpy", "protobuf", "ipykernel", "ipywidgets"):
+    try:
+        held[name] = f"{name}=={importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        continue
+others = [a for a in arguments if re.split(r"\W", a)[0] in held and a not in held.values()]
+if others or {"--upgrade", "-U", "--force-reinstall"} & set(arguments):
     sys.exit(f"this could change what Colab brings: {arguments}")
-if "--no-deps" not in arguments:
-    if "-c" not in arguments:
-        sys.exit(f"nothing keeps JAX where it is: {arguments}")
-    kept = open(arguments[arguments.index("-c") + 1]).read().splitlines()
-    if f"jax=={importlib.metadata.version('jax')}" not in kept:
-        sys.exit("the constraints don't hold jax")
-if refuse:
-    sys.exit("stands in for a conflict with what Colab brings")
+if missing := [pin for pin in held.values() if pin not in arguments]:
+    sys.exit(f"nothing keeps {missing[0]} where it is: {arguments}")
+if not any(argument.startswith("gptj_lab[colab] @ https://github.com/") for argument in arguments):
+    sys.exit(f"gptj_lab is not asked of GitHub: {arguments}")
+new_session.linked(new_session.site_packages(Path(sys.prefix)))

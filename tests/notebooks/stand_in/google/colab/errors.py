@@ -1,0 +1,9 @@
+"""Colab's own errors."""
+
+
+class Error(Exception):
+    pass
+
+
+class MessageError(Exception):
+    pass
