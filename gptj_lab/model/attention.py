@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gptj_lab import versions
 from gptj_lab.config import ModelConfig
 from gptj_lab.model import narrow
 from gptj_lab.model.cache import BlockCache
@@ -90,9 +91,9 @@ class Attention(nnx.Module):
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
         wide = {"preferred_element_type": jnp.float32}
         if seq == 1:  # keys first: on the CPU they are read as they lie, and not turned
-            scores = jnp.einsum("bhkd,bhd->bhk", k, q[:, 0], **wide)[:, :, None]
+            scores = jnp.einsum("bhkd,bhd->bhk", *versions.factors(k, q[:, 0]), **wide)[:, :, None]
         else:
-            scores = jnp.einsum("bqhd,bhkd->bhqk", q, k, **wide)
+            scores = jnp.einsum("bqhd,bhkd->bhqk", *versions.factors(q, k), **wide)
         if self.scaled:
             scores = scores / math.sqrt(q.shape[-1])
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)

@@ -109,7 +109,9 @@ def _by_digits(x: Float[Array, "rows d_in"], values: Int8[Array, "d_out d_in"]) 
 @_by_digits.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     x, values = primals
-    return _by_digits(x, values), _by_tiles(tangents[0], values)
+    # By the tiles' own derivative: JAX 0.7.2 can't turn round a scan that stands here itself.
+    _, tangent = jax.jvp(lambda x: _by_tiles(x, values), (x,), (tangents[0],))
+    return _by_digits(x, values), tangent
 
 
 @jax.checkpoint  # a gradient would keep every weight as floats until its way back

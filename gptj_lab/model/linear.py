@@ -33,6 +33,7 @@ def _product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) == 1:
         rows = jnp.pad(rows, ((0, 1), (0, 0)))
+    rows, weight = versions.factors(rows, weight)
     out = jnp.einsum("ri,oi->ro", rows, weight, preferred_element_type=jnp.float32)
     return out[: x.size // x.shape[-1]].reshape(*x.shape[:-1], -1).astype(x.dtype)
 

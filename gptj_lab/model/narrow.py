@@ -9,10 +9,13 @@ differentiation is of that form, so these functions bring their own. They know r
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from gptj_lab import versions
 
 PRECISION = "BF16_BF16_F32"  # as JAX calls it
 _LOGITS = 1 << 22  # that exist at a time in `nats`
@@ -205,17 +208,16 @@ def _queries(seq: int) -> Iterator[slice]:
 
 
 def _dot(left: Array, right: Array, over_left: int, over_right: int) -> Float[Array, "..."]:
-    return jax.lax.dot_general(
-        left.astype(jnp.bfloat16), right.astype(jnp.bfloat16),
-        (((over_left,), (over_right,)), ((), ())), preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    return _float32_dot(left, right, (((over_left,), (over_right,)), ((), ())))
 
 
 def _heads_dot(left: Array, right: Array, over_left: int, over_right: int) -> Float[Array, "..."]:
-    return jax.lax.dot_general(
-        left.astype(jnp.bfloat16), right.astype(jnp.bfloat16),
-        (((over_left,), (over_right,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    return _float32_dot(left, right, (((over_left,), (over_right,)), ((0, 1), (0, 1))))
+
+
+def _float32_dot(left: Array, right: Array, axes: Any) -> Float[Array, "..."]:
+    pair = versions.factors(left.astype(jnp.bfloat16), right.astype(jnp.bfloat16))
+    return jax.lax.dot_general(*pair, axes, preferred_element_type=jnp.float32)
 
 
 def _turned(x: Array) -> Array:
