@@ -5,7 +5,6 @@ lesson can switch one with `dataclasses.replace` and see what it does.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,13 @@ from typing import Any
 
 from gptj_lab import hugging_face_config
 
-ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu")
+# By transformers' names, of which several mean one function up to rounding (model/activations.py).
+ACTIVATIONS = (
+    "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu",
+    "gelu_python", "gelu_10", "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "silu", "swish",
+    "hardswish", "mish", "sigmoid", "tanh", "laplace", "linear",
+)  # fmt: skip
+MOST_LAYERS = 10_000
 POSITIONS = ("rotary_interleaved", "rotary_half", "learned")
 
 
@@ -35,14 +40,17 @@ class ModelConfig:
         d_rotary: leading dimensions of each head that are rotated; even; 0 if learned.
         rotary_base: the slowest pair turns by rotary_base^(2 / d_rotary - 1) radians a token
             (10000 in Su et al. 2021); 0 if learned.
+        rotary_scaling: positions are divided by it before they turn anything (linear scaling of
+            Chen et al. 2023, "position interpolation"); 1 for none.
         parallel: attention and MLP read the same residual; else the MLP reads attention's sum.
         shared_layer_norm: one LayerNorm a block for both (parallel blocks only), else two.
         qkv_bias, attn_out_bias, head_bias: whether these products add a bias.
-        tied_embeddings: the head is the transposed embedding.
+        tied_embeddings: the head is the transposed embedding; it may have a bias all the same.
         scaled_attention: scores are divided by sqrt(d_head).
+        layer_scaled_attention: those of block i are divided by i + 1, too (Stanford's Mistral).
         local_windows: tokens that a layer's attention sees (its own included), None for all; the
             pattern is repeated over the layers: (None, 256) alternates. Kept in its shortest form.
-        activation: one of ACTIVATIONS (gelu_new, gelu_fast, gelu_pytorch_tanh: the tanh form).
+        activation: one of ACTIVATIONS.
         layer_norm_eps: added to the variance in every LayerNorm.
         initializer_range: standard deviation of new weights.
         bos_token_id: the token that texts begin with, if there is one.
@@ -59,6 +67,7 @@ class ModelConfig:
     positions: str
     d_rotary: int
     rotary_base: float
+    rotary_scaling: float
     parallel: bool
     shared_layer_norm: bool
     qkv_bias: bool
@@ -66,6 +75,7 @@ class ModelConfig:
     head_bias: bool
     tied_embeddings: bool
     scaled_attention: bool
+    layer_scaled_attention: bool
     local_windows: tuple[int | None, ...]
     activation: str
     layer_norm_eps: float
@@ -78,6 +88,9 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}: a whole number of at least 1 is needed")
+            most = MOST_LAYERS if name == "num_layers" else 2**31 - 1
+            if value > most:
+                raise ValueError(f"{name} is {value!r:.40}: at most {most} is possible")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads is {self.num_heads}, which doesn't divide d_model {self.d_model}: "
@@ -98,7 +111,7 @@ class ModelConfig:
     def _check_switches(self) -> None:
         for name in (
             "parallel", "shared_layer_norm", "qkv_bias", "attn_out_bias", "head_bias",
-            "tied_embeddings", "scaled_attention",
+            "tied_embeddings", "scaled_attention", "layer_scaled_attention",
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -107,11 +120,6 @@ class ModelConfig:
             raise ValueError(
                 "shared_layer_norm is True in sequential blocks, whose MLP reads another residual "
                 "than attention: set parallel=True, or shared_layer_norm=False"
-            )
-        if self.tied_embeddings and self.head_bias:
-            raise ValueError(
-                "tied_embeddings and head_bias are both True: a tied head is the embedding and "
-                "has no bias, so set one of them to False"
             )
 
     def _check_tokens(self) -> None:
@@ -128,11 +136,18 @@ class ModelConfig:
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}: one of {POSITIONS} is needed")
         rotary, base = self.d_rotary, self.rotary_base
+        scaling = self.rotary_scaling
+        if (
+            isinstance(scaling, bool)
+            or not isinstance(scaling, (int, float))
+            or not 0 < scaling < math.inf
+        ):
+            raise ValueError(f"rotary_scaling is {scaling!r}: a number above 0 is needed")
         if self.positions == "learned":
-            if rotary != 0 or base != 0:
+            if rotary != 0 or base != 0 or scaling != 1:
                 raise ValueError(
-                    f"d_rotary is {rotary!r} and rotary_base {base!r}, but positions are learned: "
-                    "set both to 0"
+                    f"d_rotary is {rotary!r}, rotary_base {base!r} and rotary_scaling {scaling!r}, "
+                    "but positions are learned: set both to 0 and the last to 1"
                 )
             return
         if not isinstance(rotary, int) or rotary % 2 or not 2 <= rotary <= self.d_head:
@@ -176,6 +191,11 @@ class ModelConfig:
     def local_window(self, layer: int) -> int | None:
         """Tokens that attention sees in this layer, its own included; None if all."""
         return self.local_windows[layer % len(self.local_windows)]
+
+    def score_divisor(self, layer: int) -> float:
+        """What the products of queries and keys are divided by in this layer."""
+        divisor = math.sqrt(self.d_head) if self.scaled_attention else 1.0
+        return divisor * (layer + 1) if self.layer_scaled_attention else divisor
 
     @property
     def num_parameters(self) -> int:
@@ -251,14 +271,7 @@ class ModelConfig:
         Raises:
             ValueError: the file is not JSON, or as `from_hugging_face`.
         """
-        path = Path(path)
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file ({error}): copy it again") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path} holds a {type(fields).__name__}: a JSON object is needed")
-        return cls.from_hugging_face(fields, str(path))
+        return cls.from_hugging_face(hugging_face_config.read_file(Path(path)), str(path))
 
 
 def _is_token(value: Any) -> bool:

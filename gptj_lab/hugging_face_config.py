@@ -1,12 +1,17 @@
 """The fields of config.json in five families, to the fields of ModelConfig and back.
 
-Plain dictionaries on both sides. A field that would change the computation and that the network
-doesn't honour is refused by name, never ignored.
+Plain dictionaries on both sides. A field is refused, by name, if transformers' class of the family
+reads it, it changes what the network computes, and we don't honour it at its value. What the class
+doesn't read passes, as it does there (`passed_over` names it); see transformers_fields.py.
 """
 
+import json
 import math
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from gptj_lab import transformers_fields
 
 
 class _Family(NamedTuple):
@@ -31,12 +36,14 @@ _GPT2_NAMES = {
     "initializer_range": "initializer_range",
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
+    "tie_word_embeddings": "tied_embeddings",
 }
 _GPT_J = dict(
     positions="rotary_interleaved", rotary_base=10000.0, parallel=True, shared_layer_norm=True,
     qkv_bias=False, attn_out_bias=False, head_bias=True, tied_embeddings=False,
     scaled_attention=True, local_windows=(None,), activation="gelu_new", layer_norm_eps=1e-5,
-    initializer_range=0.02, bos_token_id=None, eos_token_id=None,
+    initializer_range=0.02, bos_token_id=None, eos_token_id=None, rotary_scaling=1.0,
+    layer_scaled_attention=False,
 )  # fmt: skip
 _GPT_2 = _GPT_J | dict(
     positions="learned", d_rotary=0, rotary_base=0.0, parallel=False, shared_layer_norm=False,
@@ -95,13 +102,15 @@ _FAMILIES = {
             {
                 "rotary_pct",
                 "rotary_emb_base",
-                "rope_theta",
-                "partial_rotary_factor",
                 "rope_parameters",
+                "rope_scaling",
                 "attention_bias",
+                "head_dim",
             }
-        ),  # fmt: skip
-        expressed=frozenset({"d_rotary", "rotary_base", "qkv_bias", "attn_out_bias"}),
+        ),
+        expressed=frozenset(
+            {"d_rotary", "rotary_base", "rotary_scaling", "qkv_bias", "attn_out_bias"}
+        ),
         dropout=("attention_dropout", "hidden_dropout"),
     ),
     "gpt_neo": _Family(
@@ -130,7 +139,10 @@ _FAMILIES = {
         title="GPT-2",
         architecture="GPT2LMHeadModel",
         honoured=_GPT2_NAMES
-        | {"tie_word_embeddings": "tied_embeddings", "scale_attn_weights": "scaled_attention"},
+        | {
+            "scale_attn_weights": "scaled_attention",
+            "scale_attn_by_inverse_layer_idx": "layer_scaled_attention",
+        },
         published=_GPT_2,
         special=_NOTHING,
         expressed=_NOTHING,
@@ -141,44 +153,11 @@ TITLES = {model_type: family.title for model_type, family in _FAMILIES.items()}
 
 # How config.json says that the matrices are int8, each with its `_scale` beside it.
 INT8 = {"quant_method": "gptj_lab_int8", "bits": 8, "symmetric": True, "per": "output channel"}
-# Fields that change the computation unless they hold a value given here.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "tie_word_embeddings": (False, None),  # where a family's table doesn't honour it
-    "is_encoder_decoder": (False, None),
-    "is_decoder": (False, True, None),
-    "add_cross_attention": (False, None),
-    "rotary": (True, None),
-    "scale_attn_weights": (True, None),
-    "scale_attn_by_inverse_layer_idx": (False, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None, INT8),
-    "rope_scaling": (None,),
-    "rope_parameters": (None,),
-    "chunk_size_feed_forward": (0, None),
-}
-# Fields that describe training, files or decoding defaults: they don't change the logits.
-_IRRELEVANT = {
-    "model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
-    "attn_pdrop", "embd_pdrop", "resid_pdrop", "gradient_checkpointing", "summary_type",
-    "attention_dropout", "embed_dropout", "resid_dropout", "hidden_dropout", "classifier_dropout",
-    "attention_probs_dropout_prob", "hidden_dropout_prob",
-    "reorder_and_upcast_attn",  # order and precision only: our scores are float32 in any case
-    "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-    "task_specific_params", "tokenizer_class", "pad_token_id", "sep_token_id", "_name_or_path",
-    "id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict",
-    "problem_type", "num_labels", "n_ctx", "finetuning_task", "prefix", "torchscript",
-    "decoder_start_token_id", "cross_attention_hidden_size", "tie_encoder_decoder",
-    "_attn_implementation", "_commit_hash", "model_revision",
-    # decoding defaults that old files keep in config.json
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens", "tf_legacy_loss", "use_bfloat16",
-}  # fmt: skip
+# What means the default beside the default itself, or is honoured.
+_ALSO: dict[str, tuple[Any, ...]] = {"quantization_config": (INT8,), "is_causal": (True,)}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _MOST_LAYERS = 10_000  # of an attention_types that is written out layer by layer
-_WINDOW = 256  # tokens; GPT-Neo's own, where config.json is silent
+_WINDOW = 256  # tokens; GPT-Neo's own, written where no layer has one
 
 
 def published(family: str) -> dict[str, Any]:
@@ -192,51 +171,123 @@ def published(family: str) -> dict[str, Any]:
     return {"family": family, **_FAMILIES[family].published}
 
 
+def honoured(family: str) -> frozenset[str]:
+    """The fields of the family's config.json that decide fields of ModelConfig."""
+    return _FAMILIES[family].honoured.keys() | _FAMILIES[family].special
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The fields in a config.json; of a name that is there twice the last, as json has it.
+
+    Raises:
+        ValueError: the file is not JSON, or not an object.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # broken, no UTF-8, or a number without end
+        raise ValueError(f"{path} is not a JSON file ({error}): copy it again") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}: a JSON object is needed")
+    return fields
+
+
 def to_ours(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of ModelConfig that a config.json describes, their values not yet checked.
 
+    What the file leaves out is the default of transformers' class.
+
     Raises:
-        ValueError: an unknown architecture, a missing field, or a field that the network would
-            not honour; the message names it.
+        ValueError: an unknown architecture, a value of the wrong kind, or a field that the network
+            would not honour; the message names it.
     """
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in _FAMILIES:
-        known = ", ".join(map(repr, _FAMILIES))
-        raise ValueError(f"model_type in {where} is {kind!r}: this version reads {known} only")
-    family = _FAMILIES[kind]
-    for name, value in fields.items():
-        if name in family.honoured or name in family.special:
-            continue
-        if name in _FIXED:
-            if value not in _FIXED[name]:
-                raise ValueError(
-                    f"{name} in {where} is {value!r}, which this network doesn't honour in a "
-                    f"{family.title}: only {_FIXED[name][0]!r} is supported"
-                )
-        elif name not in _IRRELEVANT:
-            raise ValueError(
-                f"{name} in {where} is a field that this network doesn't honour in a "
-                f"{family.title} (its value is {value!r}): remove it if it doesn't change the "
-                "computation"
-            )
+    kind = _kind(fields, where)
+    family, known = _FAMILIES[kind], transformers_fields.of(kind)
+    fields = transformers_fields.settled(kind, fields)
+    for name in sorted(known.changes & fields.keys() - family.honoured.keys() - family.special):
+        _check_default(name, fields[name], known.defaults.get(name), where, family.title)
     ours = published(kind)
-    ours |= {name: fields[theirs] for theirs, name in family.honoured.items() if theirs in fields}
-    if kind != "gpt_neox" and ours.get("d_ff") is None:  # NeoX always says it
-        width = ours.get("d_model")
-        ours["d_ff"] = 4 * width if isinstance(width, int) else 0
-    if isinstance(ours["eos_token_id"], list):
-        ours["eos_token_id"] = tuple(ours["eos_token_id"])
-    missing = [theirs for theirs, name in family.honoured.items() if name not in ours]
-    if kind == "gpt_neo" and "attention_types" not in fields:
-        missing.append("attention_types")
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}: a {family.title} config has them")
+    for theirs, name in family.honoured.items():
+        ours[name] = fields.get(theirs, known.defaults[theirs])
+        _check_kind(theirs, ours[name], known.defaults[theirs], where)
+    if ours["d_ff"] is None:  # NeoX always says it
+        ours["d_ff"] = 4 * ours["d_model"]
+    ours["bos_token_id"] = _token(ours["bos_token_id"])
+    ends = ours["eos_token_id"]
+    if isinstance(ends, list):  # one that the vocabulary can't have never comes up
+        ends = tuple(end for end in map(_token, ends) if end is not None) or None
+    ours["eos_token_id"] = _token(ends)
     if kind == "gpt_neox":
-        ours |= _rotary_fraction(fields, where, ours)
-        ours["qkv_bias"] = ours["attn_out_bias"] = fields.get("attention_bias", True)
+        ours |= _rotary(fields, where, ours)
+        bias = fields.get("attention_bias", True)
+        _check_kind("attention_bias", bias, True, where)
+        ours["qkv_bias"] = ours["attn_out_bias"] = bias
     if kind == "gpt_neo":
         ours["local_windows"] = _windows(fields, where, ours["num_layers"])
     return ours
+
+
+def passed_over(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a config.json that neither transformers nor we read, sorted.
+
+    Fields without a value, what is another family's default, and what says what is so anyway
+    (GPT-J's `rotary`, GPT-2's `n_ctx`) aren't among them.
+    """
+    kind = _kind(fields, "config.json")
+    told = transformers_fields.passed_over(kind, fields, _FAMILIES[kind].special)
+    so = {"n_ctx": fields.get("n_positions")}
+    if _FAMILIES[kind].published["positions"] != "learned":
+        so["rotary"] = True
+    told = [name for name in told if name not in so or fields[name] != so[name]]
+    if kind == "gpt_neox":  # its class reads the older names
+        used = _rope(fields, "config.json")
+        used = {"rope_theta": used[0], "partial_rotary_factor": used[1]}
+        told += [name for name, value in used.items() if fields.get(name, value) != value]
+    return sorted(told)
+
+
+def _kind(fields: Mapping[str, Any], where: str) -> str:
+    """The family that model_type names, or where there is none, architectures."""
+    kind = fields.get("model_type")
+    if kind is None:
+        named = fields.get("architectures")
+        kinds = [
+            model_type
+            for model_type, family in _FAMILIES.items()
+            if isinstance(named, list) and family.architecture in named
+        ]
+        kind = kinds[0] if kinds else None
+    known = ", ".join(map(repr, _FAMILIES))
+    if kind is None:
+        raise ValueError(
+            f"{where} lacks model_type, and its architectures name none that we know: add "
+            f'"model_type", which is one of {known}'
+        )
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise ValueError(f"model_type in {where} is {kind!r}: this version reads {known} only")
+    return kind
+
+
+def _check_default(name: str, value: Any, default: Any, where: str, title: str) -> None:
+    same = any(transformers_fields.same(value, one) for one in (default, *_ALSO.get(name, ())))
+    if not same:
+        raise ValueError(
+            f"{name} in {where} is {value!r:.200}, which changes what a {title} computes and this "
+            f"network doesn't honour: only {default!r:.200} is supported"
+        )
+
+
+def _check_kind(name: str, value: Any, default: Any, where: str) -> None:
+    """Raises ValueError for a value of another kind than the default, such as "12" for 12."""
+    if value is None or default is None or name.endswith("token_id"):
+        return
+    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+        raise ValueError(f"{name} in {where} is {value!r:.200}: {_KINDS[type(default)]} is needed")
+
+
+def _token(value: Any) -> Any:
+    """A token id, None for a negative one, which files have for "none"; others unchanged."""
+    return None if isinstance(value, int) and value < 0 else value
 
 
 def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[str, Any]:
@@ -261,8 +312,6 @@ def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[st
     }
     if isinstance(ours["eos_token_id"], tuple):
         fields["eos_token_id"] = list(ours["eos_token_id"])
-    if "tie_word_embeddings" not in fields:
-        fields["tie_word_embeddings"] = False
     if kind == "gpt_neox":
         if ours["qkv_bias"] != ours["attn_out_bias"]:
             raise ValueError(
@@ -273,6 +322,8 @@ def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[st
         fields["rotary_pct"] = _fraction(ours["d_rotary"], ours["d_model"] // ours["num_heads"])
         fields["rotary_emb_base"] = ours["rotary_base"]
         fields["attention_bias"] = ours["qkv_bias"]
+        if ours["rotary_scaling"] != 1:
+            fields["rope_scaling"] = {"rope_type": "linear", "factor": ours["rotary_scaling"]}
     if kind == "gpt_neo":
         sizes = {window for window in windows if window is not None} or {_WINDOW}
         if len(sizes) > 1:
@@ -300,52 +351,70 @@ def updated(
         fields = {name: value for name, value in fields.items() if name not in family.special}
         fields |= {name: now[name] for name in family.special if name in now}
     theirs = {name for name, ours in family.honoured.items() if ours in changed}
+    aliases = transformers_fields.of(kind).aliases  # which would win
+    fields = {name: value for name, value in fields.items() if aliases.get(name) not in theirs}
     return fields | {name: now[name] for name in theirs if name in now}
 
 
-def _rotary_fraction(fields: Mapping[str, Any], where: str, ours: dict[str, Any]) -> dict[str, Any]:
-    """d_rotary and rotary_base of a GPT-NeoX: transformers 4 and 5 write them differently."""
-    rope = fields.get("rope_parameters") or {}
+def _rotary(fields: Mapping[str, Any], where: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """What a GPT-NeoX's config says of its rotary positions."""
+    base, fraction, scaling = _rope(fields, where)
+    d_head = ours["d_model"] // ours["num_heads"] if ours["num_heads"] else 0
+    if fields.get("head_dim") not in (None, d_head):
+        raise ValueError(
+            f"head_dim in {where} is {fields['head_dim']!r}: hidden_size / num_attention_heads, "
+            f"{d_head}, is needed"
+        )
+    return {
+        "d_rotary": int(d_head * fraction), "rotary_base": base, "rotary_scaling": scaling,
+    }  # fmt: skip
+
+
+def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, float, float]:
+    """Base, rotated fraction of a head, and the divisor of the positions, of a GPT-NeoX.
+
+    As transformers' class: rope_scaling takes the place of rope_parameters, and what those leave
+    out the older rotary_emb_base and rotary_pct say. `dynamic` positions differ from plain ones
+    only beyond the context, where this network doesn't go.
+    """
+    name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = fields.get(name) or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"rope_parameters in {where} is {rope!r}: a JSON object is needed")
-    for name, value in rope.items():
-        kind = name in ("rope_type", "type")
-        if (kind and value != "default") or not (
-            kind or name in ("rope_theta", "partial_rotary_factor")
-        ):
-            raise ValueError(
-                f"{name} of rope_parameters in {where} is {value!r}, which this network doesn't "
-                "honour: only rotary positions of the type 'default' are supported"
-            )
-    fraction = _agreed(where, 0.25, {
-        "rope_parameters.partial_rotary_factor": rope.get("partial_rotary_factor"),
-        "partial_rotary_factor": fields.get("partial_rotary_factor"),
-        "rotary_pct": fields.get("rotary_pct"),
-    })  # fmt: skip
-    base = _agreed(where, 10000.0, {
-        "rope_parameters.rope_theta": rope.get("rope_theta"),
-        "rope_theta": fields.get("rope_theta"),
+        raise ValueError(f"{name} in {where} is {rope!r:.200}: a JSON object is needed")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "linear", "dynamic"):
+        raise ValueError(
+            f"rope_type of {name} in {where} is {kind!r:.200}, which this network doesn't honour: "
+            "only 'default', 'linear' and 'dynamic' are supported"
+        )
+    base = _first(where, 10000.0, {
+        f"rope_theta of {name}": rope.get("rope_theta"),
         "rotary_emb_base": fields.get("rotary_emb_base"),
+    })  # fmt: skip
+    fraction = _first(where, 0.25, {
+        f"partial_rotary_factor of {name}": rope.get("partial_rotary_factor"),
+        "rotary_pct": fields.get("rotary_pct"),
     })  # fmt: skip
     if not 0 < fraction <= 1:
         raise ValueError(
             f"rotary_pct in {where} is {fraction!r}: more than 0 and up to 1 is needed"
         )
-    width, heads = ours["d_model"], ours["num_heads"]
-    sized = isinstance(width, int) and isinstance(heads, int) and heads > 0
-    return {"d_rotary": int(width // heads * fraction) if sized else 0, "rotary_base": base}
+    if kind != "linear":
+        return base, fraction, 1.0
+    if "factor" not in rope:
+        raise ValueError(f"{name} in {where} lacks factor: 'linear' positions need one")
+    return base, fraction, _first(where, 1.0, {f"factor of {name}": rope["factor"]})
 
 
-def _agreed(where: str, default: float, named: dict[str, Any]) -> float:
-    """The one number that all the names give which are present."""
-    given = {name: value for name, value in named.items() if value is not None}
-    for name, value in given.items():
+def _first(where: str, default: float, named: dict[str, Any]) -> float:
+    """The first number that is there."""
+    for name, value in named.items():
+        if value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{name} in {where} is {value!r}: a number is needed")
-    if len(set(given.values())) > 1:
-        said = " and ".join(f"{name} {value}" for name, value in given.items())
-        raise ValueError(f"{where} has {said}: they mean the same, so make them equal")
-    return float(next(iter(given.values()), default))
+            raise ValueError(f"{name} in {where} is {value!r:.200}: a number is needed")
+        return float(value)
+    return default
 
 
 def _fraction(part: int, whole: int) -> float:
@@ -354,26 +423,46 @@ def _fraction(part: int, whole: int) -> float:
     return fraction if int(whole * fraction) == part else math.nextafter(fraction, 1)
 
 
-def _windows(fields: Mapping[str, Any], where: str, num_layers: Any) -> tuple[int | None, ...]:
-    """The window of each layer of a GPT-Neo, from attention_types and window_size."""
-    types = fields["attention_types"]
-    window = fields.get("window_size", _WINDOW)
+def _windows(fields: Mapping[str, Any], where: str, num_layers: int) -> tuple[int | None, ...]:
+    """The window of each layer of a GPT-Neo: attention_layers says it, else attention_types."""
+    known = transformers_fields.of("gpt_neo").defaults
+    types = fields.get("attention_types", known["attention_types"])
+    types = known["attention_types"] if types is None else types
+    window = fields.get("window_size", known["window_size"])
+    layers = fields.get("attention_layers")
+    described = _written_out(types, where, num_layers if layers is None else None)
+    if layers is None:
+        layers = described
+    elif (
+        not isinstance(layers, list)
+        or len(layers) != num_layers
+        or not all(kind in ("global", "local") for kind in layers)
+    ):
+        raise ValueError(
+            f"attention_layers in {where} is {layers!r:.200}: a list of {num_layers} times "
+            "'global' or 'local' is needed"
+        )
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window_size in {where} is {window!r:.200}: a number of tokens is needed")
+    return tuple(window if kind == "local" else None for kind in layers)
+
+
+def _written_out(types: Any, where: str, num_layers: int | None) -> list[str]:
+    """The kind of each layer, from an attention_types like [[["global", "local"], 6]].
+
+    Args:
+        num_layers: that it has to describe; None if any number will do.
+    """
     try:
         runs = [(list(kinds), count) for kinds, count in types]
         known = all(kind in ("global", "local") for kinds, _ in runs for kind in kinds)
         total = sum(len(kinds) * count for kinds, count in runs)
     except (TypeError, ValueError):
         runs, known, total = [], False, 0
-    if not known or total != num_layers or not 0 < total <= _MOST_LAYERS:
+    if not known or num_layers not in (None, total) or not 0 < total <= _MOST_LAYERS:
+        together = "" if num_layers is None else f", which describe {num_layers} layers together"
         raise ValueError(
             f"attention_types in {where} is {types!r:.200}: pairs like [['global', 'local'], 6] "
-            f"are needed, which describe {num_layers!r} layers together"
+            f"are needed{together}"
         )
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window_size in {where} is {window!r}: a number of tokens is needed")
-    layers = [kind for kinds, count in runs for _ in range(count) for kind in kinds]
-    if fields.get("attention_layers", layers) != layers:
-        raise ValueError(
-            f"attention_layers in {where} isn't what attention_types says: remove the wrong one"
-        )
-    return tuple(window if kind == "local" else None for kind in layers)
+    return [kind for kinds, count in runs for _ in range(count) for kind in kinds]

@@ -18,7 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # DESIGN.md's direction, leftmost first: a part imports only from rows above its own.
 DIRECTION = (
-    ("names", "versions", "hugging_face_config"),
+    ("names", "versions", "transformers_fields", "notices"),
+    ("hugging_face_config",),
     ("config", "tokenizer"),
     ("presets", "model", "scaling"),
     ("mesh", "checkpoints", "corpora"),

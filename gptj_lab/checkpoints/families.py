@@ -181,8 +181,8 @@ def tensors(config: ModelConfig, shapes: Mapping[Path, tuple[int, ...]]) -> dict
 def _name(config: ModelConfig, path: Path) -> str:
     """Hugging Face's name of the tensor that holds the parameter at `path`."""
     family = _FAMILIES[config.family]
-    suffix = "bias" if path[-1] == "bias" else "weight"
-    if path[0] == "head":
+    suffix = "bias" if path[-1] in ("bias", "head_bias") else "weight"
+    if path[0] in ("head", "head_bias"):
         return f"{family.head}.{suffix}"
     where = ""
     inner = [str(part) for part in path]

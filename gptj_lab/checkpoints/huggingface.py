@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gptj_lab import versions
+from gptj_lab import hugging_face_config, notices, versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.companions import CONFIG, NONE, Companions, put_by, stale
 from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill
@@ -47,7 +47,7 @@ def read(
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The config of a Hugging Face directory.
+    """The config of a Hugging Face directory; what nobody reads in it is told in one line.
 
     Raises:
         FileNotFoundError: the directory or its config.json is not there.
@@ -66,7 +66,16 @@ def read_config(directory: Path) -> ModelConfig:
             f"{directory} has no config.json: a Hugging Face directory has config.json, "
             f"{SAFETENSORS.single} and tokenizer.json"
         )
-    return ModelConfig.from_file(inside(directory, "config.json"))
+    path = inside(directory, "config.json")
+    fields = hugging_face_config.read_file(path)
+    config = ModelConfig.from_hugging_face(fields, str(path))
+    if idle := hugging_face_config.passed_over(fields):
+        shown = ", ".join(name[:40] for name in idle[:12]) + ", ..." * (len(idle) > 12)
+        notices.tell(
+            f"{path} says {shown}, which transformers' {config.family_title} doesn't read: "
+            "passed over here too"
+        )
+    return config
 
 
 def write(

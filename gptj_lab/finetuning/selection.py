@@ -139,11 +139,11 @@ def chooser(method: Method, network: Transformer) -> Callable[[Any, Any], bool]:
     if isinstance(method, Full):
         return lambda path, leaf: isinstance(leaf, nnx.Param) and path[0] != "soft_prompt"
     first = len(network.blocks) - method.count
-    head = "embed" if network.head is None else "head"
+    head = ("embed", "head_bias") if network.head is None else ("head",)
 
     def last(path: Any, leaf: Any) -> bool:
         inside = path[0] == "blocks" and path[1] >= first
-        end = path[0] == "final_ln" or (method.head and path[0] == head)
+        end = path[0] == "final_ln" or (method.head and path[0] in head)
         return isinstance(leaf, nnx.Param) and (inside or end)
 
     return last

@@ -11,7 +11,6 @@ where positions are rotary; for later blocks it is the direct path around the bl
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -198,7 +197,7 @@ def _scores(path, d_head, head, rows, distance) -> Float[Array, "rows vocab"]:
         lambda token: rotated("attn.k", token[None], jnp.asarray(0))[0], vocab, batch_size=_CHUNK
     )
     scores = jnp.einsum("rd,vd->rv", queries, keys, precision=_EXACT)
-    return scores / math.sqrt(d_head) if block.attn.scaled else scores
+    return scores / block.attn.divisor
 
 
 def _logits(path, d_head, head, rows) -> Float[Array, "rows vocab"]:

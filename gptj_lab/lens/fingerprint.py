@@ -45,7 +45,10 @@ def config_of(text: str) -> ModelConfig:
         ValueError, TypeError: it is none.
     """
     fields = json.loads(text)
-    return ModelConfig(**(fields | {"local_windows": tuple(fields["local_windows"])}))
+    for name in ("local_windows", "eos_token_id"):  # JSON has lists only
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(fields[name])
+    return ModelConfig.of_family(fields.pop("family"), **fields)  # older ones lack newer fields
 
 
 @jax.jit

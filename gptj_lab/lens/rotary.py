@@ -7,7 +7,6 @@ a query and a key meet in every pair at an angle that depends on their distance 
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +123,7 @@ def rotary_scores(
     rows = inputs.padded(model, ids)
     q, k = inputs.host(_queries_and_keys(model.network, rows, model.dtype, layer))
     q, k = q[: len(ids), head], k[: len(ids), head]
-    factor = 1 / math.sqrt(config.d_head) if config.scaled_attention else 1.0
+    factor = 1 / config.score_divisor(layer)
     interleaved = config.positions == "rotary_interleaved"
     first, second = _dimensions(config.d_rotary // 2, interleaved)
     pairs = np.einsum("qp,kp->pqk", q[:, first], k[:, first])
@@ -140,15 +139,20 @@ def rotary_scores(
 
 def frequencies(config: ModelConfig) -> Float[np.ndarray, "pairs"]:
     """Radians that each pair turns by a token, fastest first."""
-    one = positions.rotary_angles(jnp.ones((1, 1), jnp.int32), config.d_rotary, config.rotary_base)
-    return np.asarray(one[0, 0])
+    return np.asarray(_angles(jnp.ones((1, 1), jnp.int32), config)[0, 0])
+
+
+def _angles(places: Int[Array, "rows seq"], config: ModelConfig) -> Float[Array, "rows seq pairs"]:
+    return positions.rotary_angles(
+        places, config.d_rotary, config.rotary_base, config.rotary_scaling
+    )
 
 
 def turned(
     x: Float[np.ndarray, "seq d_head"], places: Int[np.ndarray, "seq"], config: ModelConfig
 ) -> Float[np.ndarray, "seq d_head"]:
     """Queries or keys of one head rotated by their positions, which may be negative."""
-    angles = positions.rotary_angles(jnp.asarray(places)[None], config.d_rotary, config.rotary_base)
+    angles = _angles(jnp.asarray(places)[None], config)
     interleaved = config.positions == "rotary_interleaved"
     row = jnp.asarray(x)[None, :, None]
     return np.asarray(positions.rotate(row, angles, interleaved=interleaved))[0, :, 0]

@@ -22,7 +22,7 @@ def direction(
     """The unembedding's row of pair[0] minus `minus` times that of pair[1], and of its bias."""
     rows = weights.unembedding_rows(network, pair)
     sign = jnp.stack([jnp.ones_like(minus), -minus])
-    bias = weights.bias(network.head)
+    bias = weights.unembedding_bias(network)
     shift = jnp.zeros(()) if bias is None else jnp.sum(bias[pair] * sign)
     return jnp.sum(rows * sign[:, None], axis=0), shift
 

@@ -14,7 +14,8 @@ class Ends(nnx.Module):
     """Both ends of the network: what tokens become, and what becomes logits."""
 
     def __init__(self, network: Transformer):
-        self.embed, self.final_ln, self.head = network.embed, network.final_ln, network.head
+        self.embed, self.final_ln = network.embed, network.final_ln
+        self.head, self.head_bias = network.head, network.head_bias
 
 
 def matrix(linear: Linear) -> Float[Array, "d_out d_in"]:
@@ -31,6 +32,12 @@ def bias(linear: Linear | None) -> Float[Array, "d_out"] | None:
     if linear is None or linear.bias is None:
         return None
     return linear.bias[...].astype(jnp.float32)
+
+
+def unembedding_bias(network: Transformer | Ends) -> Float[Array, "vocab"] | None:
+    """The float32 bias that is added to the logits, if there is one."""
+    own = network.head_bias
+    return bias(network.head) if own is None else own[...].astype(jnp.float32)
 
 
 def unembedding(network: Transformer | Ends) -> Float[Array, "vocab d_model"]:

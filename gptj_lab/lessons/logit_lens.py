@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried, whole
-from gptj_lab.model.linear import product
+from gptj_lab.model.transformer import from_normal
 
 if TYPE_CHECKING:
     from gptj_lab.language_model import LanguageModel
@@ -72,7 +72,7 @@ def _logits(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
 def _unembedded(model: LanguageModel, normal: np.ndarray) -> np.ndarray:
     """Logits of what the final LayerNorm has made."""
     network, row = model.network, jnp.asarray(normal, jnp.float32)[None]
-    made = product(row, network.embed[...]) if network.head is None else network.head(row)
+    made = from_normal(row, network.embed, network.head, network.head_bias)
     return np.asarray(made[0], np.float64)
 
 

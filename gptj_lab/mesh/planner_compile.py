@@ -174,8 +174,8 @@ def _compiled(name: str, program: Any, mesh: Mesh | None = None) -> Compiled:
 def _main() -> None:
     question = json.load(sys.stdin)
     fields = question["setting"]
-    windows = tuple(fields["config"].pop("local_windows"))
-    config = ModelConfig(**fields["config"], local_windows=windows)
+    lists = {name: tuple(v) for name, v in fields["config"].items() if isinstance(v, list)}
+    config = ModelConfig(**(fields["config"] | lists))
     setting = Setting(**(fields | {"config": config}))
     answers = _answers(question["topology"], setting)
     print(json.dumps([dataclasses.asdict(answer) for answer in answers]), flush=True)

@@ -41,7 +41,7 @@ _TABLE = (
     (r"blocks\.\d+\..*\.adapters\.[^.]+\.(a|b|strength|key)", _WHOLE),
     (r"final_ln\.(scale|bias)", _WHOLE),
     (r"head\.weight", _ROWS),
-    (r"head\.(bias|scale)", _ENTRIES),
+    (r"head\.(bias|scale)|head_bias", _ENTRIES),
 )
 # A vocabulary that `model` doesn't divide (GPT-2's 50,257 = 29 x 1,733) stays whole, and these
 # are cut along d_model: as few bytes a device; the logits cost one all-reduce.
@@ -49,6 +49,7 @@ _ODD_VOCABULARY = {
     "embed": _COLUMNS,
     "head.weight": _COLUMNS,
     "head.bias": _WHOLE,
+    "head_bias": _WHOLE,
     "head.scale": _WHOLE,
 }
 

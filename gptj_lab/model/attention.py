@@ -1,7 +1,6 @@
 """Causal self-attention, over everything before or over a local window."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -34,7 +33,8 @@ class Attention(nnx.Module):
         self.positions = config.positions
         self.d_rotary = config.d_rotary
         self.rotary_base = config.rotary_base
-        self.scaled = config.scaled_attention
+        self.rotary_scaling = config.rotary_scaling
+        self.divisor = config.score_divisor(layer)
         self.window = config.local_window(layer)
 
     def __call__(
@@ -84,8 +84,7 @@ class Attention(nnx.Module):
             seen = seen & (alike | (segments[:, None, None, :] == EVERYONE))
 
         if narrow.wanted() and cache is None and site is ignore:
-            scale = 1 / math.sqrt(q.shape[-1]) if self.scaled else 1.0
-            read: jax.Array = narrow.attend(q.swapaxes(1, 2), k, v, seen, scale)  # type: ignore
+            read: jax.Array = narrow.attend(q.swapaxes(1, 2), k, v, seen, 1 / self.divisor)  # type: ignore
             return read.swapaxes(1, 2).reshape(batch, seq, d_model), None
 
         # Scores and softmax in float32, as Hugging Face's GPT-J does.
@@ -94,8 +93,8 @@ class Attention(nnx.Module):
             scores = jnp.einsum("bhkd,bhd->bhk", *versions.factors(k, q[:, 0]), **wide)[:, :, None]
         else:
             scores = jnp.einsum("bqhd,bhkd->bhqk", *versions.factors(q, k), **wide)
-        if self.scaled:
-            scores = scores / math.sqrt(q.shape[-1])
+        if self.divisor != 1:
+            scores = scores / self.divisor
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
         scores = site("attn.scores", scores)
         pattern = site("attn.pattern", jax.nn.softmax(scores, axis=-1).astype(x.dtype))
@@ -107,7 +106,7 @@ class Attention(nnx.Module):
         """What turns queries and keys by their positions; nothing where positions are learned."""
         if self.positions == "learned":
             return lambda x: x
-        angles = rotary_angles(positions, self.d_rotary, self.rotary_base)
+        angles = rotary_angles(positions, self.d_rotary, self.rotary_base, self.rotary_scaling)
         interleaved = self.positions == "rotary_interleaved"
         if narrow.wanted() and interleaved:
             return functools.partial(narrow.rotate, angles=angles)

@@ -8,8 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gptj_lab.model import narrow
-from gptj_lab.model.linear import product
-from gptj_lab.model.transformer import Transformer
+from gptj_lab.model.transformer import Transformer, from_normal
 
 PIECE = 256  # tokens of a sequence whose logits exist at a time
 
@@ -36,12 +35,12 @@ def cross_entropy(
         padded = jnp.pad(values, (*room, *((0, 0),) * (values.ndim - 2)))
         return padded.reshape(batch, count, piece, *values.shape[2:]).swapaxes(0, 1)
 
-    ends = network.final_ln, network.embed, network.head
+    ends = network.final_ln, network.embed, network.head, network.head_bias
 
     @jax.checkpoint
     def one(ends: Any, x: Array, targets: Array, weights: Array) -> Array:
-        norm, embed, head = ends
-        logits = _logits(norm, embed, head, x)
+        norm, *unembedding = ends
+        logits = from_normal(norm(x), *unembedding).astype(jnp.float32)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return (nats * weights).sum()
 
@@ -58,15 +57,7 @@ def cross_entropy(
 def _narrow(network: Transformer, x: Array, targets: Array, weights: Array) -> Array:
     head = network.head
     matrix = network.embed[...] if head is None else head.weight[...]
-    bias = jnp.zeros(len(matrix)) if head is None or head.bias is None else head.bias[...]
+    own = network.head_bias if head is None else head.bias
+    bias = jnp.zeros(len(matrix)) if own is None else own[...]
     rows = network.final_ln(x).reshape(-1, x.shape[-1])
     return narrow.nats(rows, matrix, bias, targets.reshape(-1), weights.reshape(-1))
-
-
-def _logits(norm: Any, embed: Any, head: Any, x: Array) -> Array:
-    normal = norm(x)
-    if head is None:
-        logits = product(normal, embed[...])
-    else:
-        logits = head(normal)
-    return logits.astype(jnp.float32)

@@ -5,10 +5,13 @@ from jaxtyping import Array, Float, Int
 
 
 def rotary_angles(
-    positions: Int[Array, "batch seq"], d_rotary: int, base: float
+    positions: Int[Array, "batch seq"], d_rotary: int, base: float, scaling: float
 ) -> Float[Array, "batch seq pairs"]:
-    """Angles in radians: position / base^(2i / d_rotary) for pair i (Su et al. 2021)."""
-    frequencies = base ** (-jnp.arange(0, d_rotary, 2, dtype=jnp.float32) / d_rotary)
+    """Angles in radians: position / base^(2i / d_rotary) for pair i (Su et al. 2021).
+
+    Positions are divided by `scaling` first (Chen et al. 2023).
+    """
+    frequencies = base ** (-jnp.arange(0, d_rotary, 2, dtype=jnp.float32) / d_rotary) / scaling
     return positions[..., None].astype(jnp.float32) * frequencies[None, None]
 
 

@@ -13,19 +13,10 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from gptj_lab.config import ModelConfig
-from gptj_lab.model import sites
+from gptj_lab.model import activations, sites
 from gptj_lab.model.attention import Attention
 from gptj_lab.model.cache import BlockCache, Cache
 from gptj_lab.model.linear import Linear, product
-
-_ACTIVATION = {
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 
 
 class LayerNorm(nnx.Module):
@@ -63,7 +54,7 @@ class MLP(nnx.Module):
     ) -> Float[Array, "batch seq d_ff"]:
         """The activations before the output matrix."""
         pre = site("mlp.pre", self.fc_in(x))
-        return site("mlp.post", _ACTIVATION[self.activation](pre))
+        return site("mlp.post", activations.FUNCTIONS[self.activation](pre))
 
 
 class Block(nnx.Module):
@@ -164,6 +155,8 @@ class Transformer(nnx.Module):
         d, bias = config.d_model, config.head_bias
         tied = config.tied_embeddings  # then the embedding is the head
         self.head = None if tied else Linear(d, config.vocab_size, bias=bias, std=std, key=head)
+        own = tied and bias  # GPT-J's head keeps its bias where its matrix is the embedding
+        self.head_bias = nnx.Param(jnp.zeros(config.vocab_size)) if own else None
         self.soft_prompt: SoftPromptTable | None = nnx.data(None)  # of finetuning/soft_prompts.py
 
     def __call__(
@@ -240,11 +233,28 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of a residual stream."""
         normal = site("final_ln", self.final_ln(x))
-        if self.head is None:
-            logits = product(normal, self.embed[...])
-        else:
-            logits = self.head(normal)
+        logits = from_normal(normal, self.embed, self.head, self.head_bias)
         return site("logits", logits.astype(jnp.float32))
+
+
+def from_normal(
+    normal: Float[Array, "*batch d_model"],
+    embed: nnx.Param,
+    head: Linear | None,
+    head_bias: nnx.Param | None,
+) -> Float[Array, "*batch vocab"]:
+    """Logits of what the final LayerNorm has made, in its dtype.
+
+    Args:
+        head: None where it is the embedding; then `head_bias`, if there is one, is added.
+    """
+    if head is not None:
+        return head(normal)
+    logits = product(normal, embed[...])
+    if head_bias is None:
+        return logits
+    bias = head_bias[...].astype(logits.dtype)
+    return logits + jnp.expand_dims(bias, range(logits.ndim - 1))
 
 
 def _position_embed(config: ModelConfig, key: jax.Array) -> nnx.Param | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -50,7 +49,7 @@ def rotary_parts(reading: Reading, layer: int, head: int, query: int, key: int) 
     else:
         first, second = np.arange(pairs), np.arange(pairs) + pairs
     rest = slice(2 * pairs, None)
-    factor = 1 / math.sqrt(config.d_head) if config.scaled_attention else 1.0
+    factor = 1 / config.score_divisor(layer)
     q = reading.inside(layer, "attn.q")[query, head].astype(np.float64)
     keys = reading.inside(layer, "attn.k")[: query + 1, head].astype(np.float64)
     turning = q[first] * keys[:, first] + q[second] * keys[:, second]
