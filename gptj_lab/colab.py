@@ -91,8 +91,11 @@ def folder(name: str | Path) -> Path:
     A relative one lies in /content on Colab, wherever the notebook has changed to.
 
     Raises:
+        ValueError: it has no name.
         RuntimeError: the Drive can't be mounted.
     """
+    if not str(name):
+        raise ValueError("FOLDER is empty: name a folder, such as my_run")
     path = Path(name).expanduser()
     path = path if path.is_absolute() else _home() / path
     _mount_for(path)
@@ -104,7 +107,7 @@ def data(name: str, keep: Path) -> Path:
 
     Args:
         name: a sample's name, a path, a file in /content, or "upload". If there is no such file in
-            /content, Colab asks for it in the browser, as it does for "upload".
+            /content, Colab asks for it in the browser, as it does for "upload" and for no name.
         keep: the folder for what is uploaded. Beside the run, on a Drive, another session has it
             too, and nobody is asked again.
 
@@ -114,7 +117,7 @@ def data(name: str, keep: Path) -> Path:
     """
     if name in samples.names():
         return samples.path(name)
-    if name == "upload":
+    if name in ("upload", ""):
         return keep if keep.is_dir() else _upload(keep)
     found = _lying(name) or _lying(str(keep / name))
     if found is not None:
@@ -178,6 +181,8 @@ def _home() -> Path:
 
 def _lying(name: str) -> Path | None:
     """The absolute path of what lies here under that name."""
+    if not name:
+        return None
     path = Path(name).expanduser()
     if path.is_absolute():
         _mount_for(path)

@@ -116,6 +116,8 @@ def test_a_flush_that_fails_says_to_leave_the_session_open(content, calls, monke
 def test_a_relative_folder_lies_in_content_wherever_the_notebook_is(content):
     assert colab.folder("my_run") == content / "my_run"
     assert colab.folder(content / "my_run") == content / "my_run"
+    with pytest.raises(ValueError, match="FOLDER is empty: name a folder"):
+        colab.folder("")
 
 
 def test_a_text_is_found_among_samples_in_content_here_or_by_its_path(content, tmp_path):
@@ -129,7 +131,7 @@ def test_a_text_is_found_among_samples_in_content_here_or_by_its_path(content, t
     assert colab.data("d.txt", content / "run") == content / "run" / "d.txt"
 
 
-@pytest.mark.parametrize("name", ["upload", "mine.txt"])
+@pytest.mark.parametrize("name", ["upload", "", "mine.txt"])
 def test_a_text_that_is_missing_is_uploaded_once_and_kept(name, content, calls, tmp_path):
     (tmp_path / "mine.txt").write_text("a text")
     with pytest.MonkeyPatch.context() as patch:
