@@ -42,6 +42,10 @@ class Float64Network:
         return x @ self.w[f"{name}.weight"].T + self.w.get(f"{name}.bias", 0)
 
     @property
+    def head_bias(self):
+        return self.w.get("head.bias", self.w.get("head_bias", 0))
+
+    @property
     def unembedding(self):
         return self.w["embed"] if self.config.tied_embeddings else self.w["head.weight"]
 
@@ -63,6 +67,7 @@ class Float64Network:
         else:
             first, second = np.arange(pairs), pairs + np.arange(pairs)
         speed = self.config.rotary_base ** (-2 * np.arange(pairs) / self.config.d_rotary)
+        speed = speed / self.config.rotary_scaling
         turn = np.exp(1j * np.asarray(places)[:, None, None] * speed)
         both = (x[..., first] + 1j * x[..., second]) * turn
         x = x.copy()
@@ -83,7 +88,7 @@ class Float64Network:
             self.resid_pre.append(x)
             x = self._block(layer, x, np.arange(len(ids)) + shift)
         self.final = x
-        self.logits = self.norm("final_ln", x) @ self.unembedding.T + self.w.get("head.bias", 0)
+        self.logits = self.norm("final_ln", x) @ self.unembedding.T + self.head_bias
         return self
 
     def _block(self, layer, x, places):
@@ -97,6 +102,8 @@ class Float64Network:
         scores = np.einsum("qhd,khd->hqk", q, k)
         if config.scaled_attention:
             scores = scores / math.sqrt(config.d_head)
+        if config.layer_scaled_attention:
+            scores = scores / (layer + 1)
         distance = places[:, None] - places[None]
         window = config.local_window(layer) or len(x)
         masked = np.where((distance >= 0) & (distance < window), scores, -np.inf)

@@ -25,7 +25,7 @@ from gptj_lab.model.linear import Adapter, LowRank
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.names import DATA, MODEL
 
-_OUTERMOST = ("embed", "position_embed", "blocks", "final_ln", "head")
+_OUTERMOST = ("embed", "position_embed", "blocks", "final_ln", "head", "head_bias")
 BLOCK, LOSS = "one_block", "piece_of_the_loss"  # what the compiled program's operations are called
 _ADAPTED = ("attn.q", "attn.v")  # the matrices that LoRA adapts, as its paper did
 
