@@ -11,7 +11,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow reference notebooks colab wheel picture plan-table
+.PHONY: lab test try check slow reference notebooks colab wheel picture plan-table what-is-read
 # Huge pages for the kernels: a training step on a CPU then spends less on fresh memory.
 lab: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 lab: .venv/lab
@@ -54,6 +54,9 @@ wheel: .venv/bin/python
 # The screenshots in docs/, taken by the browser tests.
 picture: .venv/test
 	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices or pictures'
+
+what-is-read: .venv/test
+	$(BIN)/python tests/reading_shapes.py docs/what_is_read.md
 
 # In a virtual environment of its own: where libtpu is installed, JAX looks for a TPU at each start.
 plan-table: .venv-tpu/ready

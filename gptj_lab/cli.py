@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "finetune":
             _keep_compiled_programs()
         return chosen.run(chosen)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"gptj-lab {chosen.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

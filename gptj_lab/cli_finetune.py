@@ -33,6 +33,12 @@ _OF_RUN: dict[str, tuple[Any, str]] = {
     "held-out": (float, "share of the text that is measured on only (0.05)"),
     "packing": (str, "documents or plain (documents)"),
     "text-field": (str, "the field of a row that holds its text (text, and others that are known)"),
+    "prompt-field": (str, "the field of a prompt (prompt, question, instruction, input, ...)"),
+    "answer-field": (str, "the field of its answer (completion, answer, response, output, ...)"),
+    "system-field": (str, "a field that goes before the prompt (system_prompt, system)"),
+    "context-field": (str, "a field that goes after the prompt (context, Alpaca's input)"),
+    "me": (str, "whose words are the assistant's in an exported chat, by the name that is in it"),
+    "encoding": (str, "of text files that are not UTF-8, such as cp1251 (found out, and told)"),
     "evaluate-every": (int, "steps (a tenth of all)"),
     "save-every": (int, "steps (as often as it evaluates)"),
     "keep": (int, "states that stay on the disk, beside the best (2)"),
@@ -53,7 +59,12 @@ def add(commands: Any) -> None:
         "same command goes on from there.",
         argument_default=argparse.SUPPRESS,
     )
-    finetune.add_argument("data", nargs="+", help="files and folders: txt, md, py, jsonl, csv, ...")
+    finetune.add_argument(
+        "data",
+        nargs="+",
+        help="files and folders: txt, md, code, jsonl, json, csv, parquet, html, pdf, docx, epub, "
+        "exported chats, zip, ...",
+    )
     finetune.add_argument(
         "--out", required=True, type=Path, help="a folder for state, record and result"
     )

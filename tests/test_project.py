@@ -137,6 +137,7 @@ def test_import_is_light_and_touches_no_device():
     code = (
         "import gptj_lab, sys\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'anywidget', 'ipywidgets'}\n"
+        "heavy |= {'pandas', 'pyarrow', 'datasets', 'bs4', 'docx', 'pypdf'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "bridge = sys.modules.get('jax._src.xla_bridge')\n"
         "assert bridge is None or not bridge._backends, list(bridge._backends)\n"

@@ -3,28 +3,21 @@
 import codecs
 import gzip
 import io
-import re
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gptj_lab.corpora import encodings
 from gptj_lab.corpora.passages import ReadingNotes
 
 _BLOCK = 1 << 17  # bytes read at a time
-_ODD = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
-_MARKS = {  # byte-order marks; UTF-32's begins with UTF-16's
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
-def needed(module: str, what: str) -> ModuleType:
-    """A module of the extra `data`.
+def needed(module: str, what: str, extra: str = "data") -> ModuleType:
+    """A module of an extra.
 
     Raises:
         ModuleNotFoundError: it isn't installed; the sentence says how it is.
@@ -35,22 +28,22 @@ def needed(module: str, what: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{what} needs {module}, which is not installed: pip install 'gptj_lab[data]'"
+            f"{what} needs {module}, which is not installed: pip install 'gptj_lab[{extra}]'"
         ) from error
 
 
 def blocks(path: Path, notes: ReadingNotes) -> Iterator[bytes]:
     """The bytes of a file, unpacked where it is .zst or .gz; a damaged end is noted."""
     with path.open("rb") as file:
-        if path.suffix == ".zst":
+        if path.suffix.lower() == ".zst":
             yield from _unpacked(file, path, notes)
             return
-        source: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        source: Any = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
         while True:
             try:
                 block = source.read(_BLOCK)
             except (EOFError, OSError, zlib.error) as error:
-                if path.suffix != ".gz":
+                if path.suffix.lower() != ".gz":
                     raise
                 notes.skip("a damaged gzip file, read as far as it goes", f"{path.name} ({error})")
                 return
@@ -80,68 +73,70 @@ def _unpacked(file: Any, path: Path, notes: ReadingNotes) -> Iterator[bytes]:
         notes.skip(fault, f"{path.name} (it ends inside a frame)")
 
 
-def text(path: Path, notes: ReadingNotes) -> Iterator[str]:
+def text(path: Path, notes: ReadingNotes, encoding: str | None = None) -> Iterator[str]:
     """The text of a file in parts, with \\n for every line end; what it was decoded from is noted.
 
-    UTF-8, or what its byte-order mark says; else Windows-1252, unless most of what is not ASCII
-    is good UTF-8. A binary file gives nothing and is noted.
+    Decoded by `encoding`, if it is given; else by its byte-order mark, as UTF-8, or as
+    `encodings.detected` has it. Damaged stretches (bytes that aren't UTF-8, NULs) cost their
+    lines; where these are most of a text, only the damaged characters. A binary file gives
+    nothing and is noted.
     """
-    encoding, errors = _encoding(path, notes)
-    if not encoding:
+    found = encodings.found_in(lambda: blocks(path, ReadingNotes()), path.name, notes, encoding)
+    if found is None:
         return
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), True)
-    for block in blocks(path, notes):
-        if part := decoder.decode(block):
-            yield part
-    if part := decoder.decode(b"", final=True):
-        yield part
+    decoder = codecs.getincrementaldecoder(found.codec)(found.errors)
+    whole = io.IncrementalNewlineDecoder(decoder, True)
+    parts = (part for block in blocks(path, notes) if (part := whole.decode(block)))
+    parts = itertools.chain(parts, (part for _ in (0,) if (part := whole.decode(b"", final=True))))
+    if found.damage == "none":
+        yield from parts
+    elif found.damage == "characters":
+        yield from (encodings.mended(part) for part in parts)
+    else:
+        yield from _without_damage(parts, path, notes)
 
 
-def _encoding(path: Path, notes: ReadingNotes) -> tuple[str, str]:
-    """(encoding, what to do with errors); no encoding for a binary file."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    good = bad = size = 0
-    first_bad = None
-    for number, block in enumerate(blocks(path, ReadingNotes())):
-        if not number:
-            for mark, encoding in _MARKS.items():
-                if block.startswith(mark):
-                    if encoding != "utf-8-sig":
-                        notes.remark(f"a file in {encoding.upper()}, read as that", path.name)
-                    return encoding, "replace"
-            if b"\0" in block:
-                notes.skip("a file with NUL bytes: binary, not read", path.name)
-                return "", ""
-        if block.isascii() and not decoder.getstate()[0]:
-            size += len(block)
-            continue
-        decoded = decoder.decode(block)
-        odd = [match.start() for match in _ODD.finditer(decoded)]
-        if odd and first_bad is None:
-            first_bad = size + len(decoded[: odd[0]].encode())
-        wide = len(decoded) - len(decoded.encode("ascii", "ignore"))
-        good, bad = good + wide - len(odd), bad + len(odd)
-        size += len(block)
-    bad += len(decoder.decode(b"", final=True))
-    if not bad:
-        return "utf-8", "strict"
-    where = f"{path.name} (byte {first_bad if first_bad is not None else size:,}, {bad:,} bytes)"
-    if good > bad:
-        notes.skip("a file with bytes that are not UTF-8, read with U+FFFD for them", where)
-        return "utf-8", "replace"
-    notes.skip("a file that is not UTF-8, read as Windows-1252", where)
-    return "cp1252", "replace"
+def _without_damage(parts: Iterator[str], path: Path, notes: ReadingNotes) -> Iterator[str]:
+    """The parts without the lines that hold damage, which are named."""
+    for number, line in enumerate(lines(parts, keep=True), 1):
+        if encodings.is_damaged(line):
+            what = "a damaged line (NULs, or bytes that are not UTF-8), left out"
+            notes.skip(what, f"{path.name} line {number:,}")
+        else:
+            yield line
 
 
-def lines(parts: Iterable[Any]) -> Iterator[Any]:
-    """The lines of text or bytes that comes in parts, each without its \\n."""
+def text_lines(
+    path: Path, notes: ReadingNotes, encoding: str | None = None
+) -> Iterator[bytes] | Iterator[str]:
+    """The lines of a file, as bytes where they are UTF-8 as far as its first bytes tell."""
+    first = next(blocks(path, ReadingNotes()), b"")
+    if encoding is None and encodings.marked(first) in (None, "utf-8-sig"):
+        return lines(blocks(path, notes))
+    return lines(text(path, notes, encoding))
+
+
+def lines(parts: Iterable[Any], *, keep: bool = False) -> Iterator[Any]:
+    """The lines of text or bytes that comes in parts, without their \\n, or with it."""
     waiting: list[Any] = []  # parts of one line, joined once: a line may be many parts long
     for part in parts:
         end: Any = b"\n" if isinstance(part, bytes) else "\n"
         first, *others = part.split(end)
         waiting.append(first)
         for other in others:
-            yield end[:0].join(waiting)
+            yield end[:0].join([*waiting, end] if keep else waiting)
             waiting = [other]
     if waiting and (last := waiting[0][:0].join(waiting)):
         yield last
+
+
+def joined(parts: Iterable[str]) -> Iterator[str]:
+    """The same text in parts of a good size."""
+    waiting, size = [], 0
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= _BLOCK:
+            yield "".join(waiting)
+            waiting, size = [], 0
+    yield "".join(waiting)

@@ -10,6 +10,7 @@ import numpy as np
 from gptj_lab.tokenizer import END_OF_TEXT
 
 CHUNK = 1 << 17  # characters of a long document that are held and tokenised together
+_KINDS = 100  # of notes that are kept apart
 _LONGEST = 1 << 22  # characters without a blank between them that are held
 # Between two words: GPT-2's pattern ends a token there, so the pieces' tokens are the whole's.
 _CUT = re.compile(r"\S(?=\s\S)")
@@ -34,6 +35,10 @@ class Passage:
     token_ids: np.ndarray | None = None
 
 
+class Refused(ValueError):
+    """A fault that strict reading refuses."""
+
+
 @dataclasses.dataclass
 class ReadingNotes:
     """What was odd in the sources: each kind with its count and first places.
@@ -43,21 +48,36 @@ class ReadingNotes:
 
     strict: bool = False
     found: dict[str, tuple[int, list[str]]] = dataclasses.field(default_factory=dict)
+    inside: str = ""  # put before each place: the archive that is being read
+
+    def within(self, name: str) -> "ReadingNotes":
+        """The same notes, whose next places lie in an archive."""
+        return dataclasses.replace(self, inside=f"{self.inside}{name}: ")
 
     def skip(self, what: str, place: str) -> None:
         """Counts something that is left out or changed.
 
         Raises:
-            ValueError: with `strict`.
+            Refused: with `strict`.
         """
         if self.strict:
-            raise ValueError(f"{place}: {what}. Mend it, or read with strict=False to go on")
+            raise Refused(
+                f"{self.inside}{place}: {what}. Mend it, or read with strict=False to go on"
+            )
         self.remark(what, place)
 
     def remark(self, what: str, place: str) -> None:
         """Counts something that a reader should know."""
+        if what not in self.found and len(self.found) >= _KINDS:
+            what = "further faults of other kinds"
         count, places = self.found.get(what, (0, []))
-        self.found[what] = count + 1, places if len(places) == 3 else [*places, place]
+        new = [] if len(places) == 3 else [self.inside + place]
+        self.found[what] = count + 1, [*places, *new]
+
+    @property
+    def count(self) -> int:
+        """How many there are of all kinds."""
+        return sum(count for count, _ in self.found.values())
 
     def sentences(self) -> list[str]:
         """A sentence for each kind of note, with its count and the first places."""

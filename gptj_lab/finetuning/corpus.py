@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from gptj_lab.corpora import reading
+from gptj_lab.corpora.content import content_key
+from gptj_lab.corpora.options import ReadingOptions
 from gptj_lab.corpora.passages import Passage, ReadingNotes
 from gptj_lab.corpora.reading import HubDataset, Source
 from gptj_lab.finetuning import leaks, splitting, token_cache
@@ -21,6 +23,8 @@ from gptj_lab.finetuning.pipeline import Batches, once
 from gptj_lab.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Batches", "Corpus", "HubDataset", "Report", "Stretch", "Windows", "prepare"]
+
+_READING = 2  # raised when the same sources become another text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,12 @@ def prepare(
     held_out: float | Source = 0.05,
     packing: Packing = "documents",
     text_field: str | None = None,
+    prompt_field: str | None = None,
+    answer_field: str | None = None,
+    system_field: str | None = None,
+    context_field: str | None = None,
+    me: str | None = None,
+    encoding: str | None = None,
     strict: bool = False,
     cache: Path | str | None = None,
 ) -> Corpus:
@@ -113,15 +123,24 @@ def prepare(
         held_out: the share of the text that is measured on only, or sources of such text.
         packing: "documents" or "plain", see Windows.
         text_field: the field of a row that holds its text, where it isn't one that is known.
+        prompt_field, answer_field: the fields of a prompt and its answer, likewise.
+        system_field, context_field: fields that go into the prompt, likewise.
+        me: whose words are the assistant's in an exported chat (WhatsApp, Telegram, ...).
+        encoding: of text files that aren't UTF-8, such as "cp1251".
         strict: refuse bad lines and odd encodings instead of skipping and noting them.
 
     Raises:
         FileNotFoundError: a path leads nowhere.
+        ModuleNotFoundError: a file needs a library of the extra `data` or `documents`.
         ValueError: no text; a file of a kind that isn't read; with `strict`, the first fault.
     """
     folder = Path(cache) if cache is not None else default_cache()
+    options = ReadingOptions(
+        text_field=text_field, prompt_field=prompt_field, answer_field=answer_field,
+        system_field=system_field, context_field=context_field, me=me, encoding=encoding,
+    )  # fmt: skip
     tokenised = functools.partial(
-        _tokenised, tokenizer=tokenizer, text_field=text_field, strict=strict, folder=folder
+        _tokenised, tokenizer=tokenizer, options=options, strict=strict, folder=folder
     )
     store = tokenised(sources)
     if isinstance(held_out, int | float):
@@ -151,12 +170,12 @@ def default_cache() -> Path:
 
 
 def _tokenised(
-    sources: Source, *, tokenizer: Tokenizer, text_field: str | None, strict: bool, folder: Path
+    sources: Source, *, tokenizer: Tokenizer, options: ReadingOptions, strict: bool, folder: Path
 ) -> token_cache.TokenStore:
     notes = ReadingNotes(strict=strict)
-    found: Iterator[Passage] = reading.passages(sources, notes, text_field=text_field)
-    settings: dict[str, Any] = {"text_field": text_field, "strict": strict}
-    content = reading.content_key(sources)
+    found: Iterator[Passage] = reading.passages(sources, notes, options)
+    settings: dict[str, Any] = {"strict": strict, "reading": _READING, **options.key()}
+    content = content_key(sources)
     if content is not None:
         name = token_cache.key(content, tokenizer, settings)
         return token_cache.build(folder / name, found, notes, tokenizer)

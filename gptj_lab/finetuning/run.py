@@ -372,6 +372,12 @@ def finetune(
     patience: int | None = None,
     strict: bool = False,
     text_field: str | None = None,
+    prompt_field: str | None = None,
+    answer_field: str | None = None,
+    system_field: str | None = None,
+    context_field: str | None = None,
+    me: str | None = None,
+    encoding: str | None = None,
     wait: bool = True,
     say: Callable[[str], object] = print,
 ) -> Run:
@@ -402,6 +408,10 @@ def finetune(
         patience: stop when so many evaluations bring no lower held-out loss.
         strict: refuse bad lines of the data instead of skipping and noting them.
         text_field: the field of a row that holds its text, where it isn't one that is known.
+        prompt_field, answer_field, system_field, context_field: the fields of a prompt, its
+            answer, and what goes into the prompt, likewise.
+        me: whose words are the assistant's in an exported chat (WhatsApp, Telegram, ...).
+        encoding: of text files that aren't UTF-8, such as "cp1251".
         wait: train in the calling thread, tell `say` a line an evaluation and show a bar; Ctrl-C
             saves and stops. False trains in a thread and says nothing: read the Run.
 
@@ -430,7 +440,9 @@ def finetune(
     else:
         corpus = corpora.prepare(
             data, model.tokenizer, context=_room(context, model, method), held_out=held_out,
-            packing=packing, strict=strict, text_field=text_field,
+            packing=packing, strict=strict, text_field=text_field, prompt_field=prompt_field,
+            answer_field=answer_field, system_field=system_field, context_field=context_field,
+            me=me, encoding=encoding,
         )  # fmt: skip
     if patience is not None and not len(corpus.held_out):
         raise ValueError(

@@ -282,7 +282,8 @@ class TuneBoard(anywidget.AnyWidget):
 
     def _change(self, form: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         settings = tuneboard_form.settings_of(form, before)
-        of_data = [settings[name] != self.settings.get(name) for name in ("held_out", "packing")]
+        names = ("held_out", "packing", *tuneboard_form.OF_READING)
+        of_data = [settings.get(name) != self.settings.get(name) for name in names]
         old = self.context
         self.settings, self._form = settings, tuneboard_form.form_of(settings)
         is_text = self.source is not None and not isinstance(self.source, Corpus)
@@ -303,12 +304,12 @@ class TuneBoard(anywidget.AnyWidget):
     def _tokenise(self, source: Any) -> None:
         settings = self.settings
         context, tokenizer = self.context, self.model.tokenizer
+        reading = {name: settings[name] for name in tuneboard_form.OF_READING if name in settings}
 
         def make() -> Corpus:
             return corpora.prepare(
                 source, tokenizer, context=context, held_out=settings["held_out"],
-                packing=settings["packing"], strict=settings.get("strict", False),
-                text_field=settings.get("text_field"),
+                packing=settings["packing"], **reading,
             )  # fmt: skip
 
         self._preparation.begin(make)

@@ -10,7 +10,7 @@ export function dataPane(x) {
   path.addEventListener("keydown", (event) => event.key === "Enter" && go());
   const file = make("input", "gt-file", { type: "file", "aria-label": "Choose a file" });
   const drop = make("div", "gt-drop", { role: "group", "aria-label": "Your text" },
-    make("p", "", make("strong", "", "Drop a text file here"), `, paste a text, or choose: `, file, make("span", "gx-hint", `.txt .md .py .jsonl .csv .parquet, up to ${size(about.upload_bytes)}`)),
+    make("p", "", make("strong", "", "Drop a text file here"), `, paste a text, or choose: `, file, make("span", "gx-hint", `.txt .md .jsonl .json .csv .parquet .pdf .docx .epub .html, chats, .zip, up to ${size(about.upload_bytes)}`)),
     make("div", "gt-row", make.caption("or its path"), path, read));
   const status = make("p", "gt-reading", { role: "status" });
   const body = make("div", "gt-two");

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptj_lab.corpora import reading
+from gptj_lab.corpora import kinds, reading
 from gptj_lab.corpora.reading import HubDataset
 from gptj_lab.finetuning.corpus import Corpus
 
@@ -178,8 +178,10 @@ class Upload:
         return path
 
     def _begin(self, name: str, size: Any) -> None:
-        if not safe_name(name).lower().endswith((*reading.KINDS, ".zst", ".gz")):
-            raise ValueError(f"{name} is of a kind that isn't read: {', '.join(reading.KINDS)} are")
+        if kinds.kind_of(safe_name(name)) is None:
+            raise ValueError(
+                f"{name} is of a kind that isn't read: {kinds.advice(name)}. Read are {kinds.SHOWN}"
+            )
         if not isinstance(size, int) or size > UPLOAD_BYTES:
             raise ValueError(_too_large(name))
         if self._folder is None:

@@ -19,7 +19,11 @@ _TITLES = {
     "last_blocks": "the last blocks", "soft_prompt": "soft prompt: vectors before the text",
 }  # fmt: skip
 # A Corpus has settled these.
-OF_THE_DATA = ("context", "held_out", "packing", "strict", "text_field")
+OF_READING = (
+    "strict", "text_field", "prompt_field", "answer_field", "system_field", "context_field", "me",
+    "encoding",
+)  # fmt: skip
+OF_THE_DATA = ("context", "held_out", "packing", *OF_READING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,10 @@ FIELDS = (
     Field("packing", "run", "choice", "packing", "documents", None, _PACKINGS),
     Field("sample_tokens", "run", "int", "tokens a sample", 40),
     Field("seed", "run", "int", "seed", 0),
+    Field("text_field", "run", "text", "text's column", None, hint="of rows; empty: found"),
+    Field("prompt_field", "run", "text", "prompt's column", None, hint="of rows; empty: found"),
+    Field("answer_field", "run", "text", "answer's column", None, hint="of rows; empty: found"),
+    Field("me", "run", "text", "me in a chat", None, hint="the assistant; empty: nobody"),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
 Form = dict[str, Any]

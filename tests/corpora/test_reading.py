@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gptj_lab.corpora import passages, reading
+from gptj_lab.corpora.options import ReadingOptions
 from gptj_lab.corpora.passages import ReadingNotes
 from gptj_lab.finetuning import corpus
 from gptj_lab.tokenizer import Tokenizer, train_bpe
@@ -19,7 +20,7 @@ def read(sources, strict=False, **settings):
     """(texts of the documents, notes)."""
     notes = ReadingNotes(strict=strict)
     found = []
-    for passage in reading.passages(sources, notes, **settings):
+    for passage in reading.passages(sources, notes, ReadingOptions(**settings)):
         if passage.begins:
             found.append("")
         found[-1] += passage.text
@@ -76,7 +77,9 @@ def test_a_folder_is_read_in_order_and_what_is_not_read_is_said(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     texts, notes = read(tmp_path)
     assert texts == ["# A\n", "x = 1\n"]
-    assert "(.png): p.png" in said(notes) and "without text, left out: empty.txt" in said(notes)
+    assert "(.png): pictures aren't read: OCR" in said(
+        notes
+    ) and "without text, left out: empty.txt" in said(notes)
 
 
 def test_a_data_set_of_the_datasets_library_streams(tmp_path):
@@ -100,9 +103,9 @@ def test_texts_and_paths_are_told_apart(tmp_path):
             read(missing)
     with pytest.raises(FileNotFoundError):
         read(["data/none"])
-    (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(ValueError, match=r"a\.pdf is of no kind that is read: \.txt"):
-        read(tmp_path / "a.pdf")
+    (tmp_path / "a.doc").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a\.doc is of no kind that is read: save it as \.docx"):
+        read(tmp_path / "a.doc")
     with pytest.raises(TypeError, match="item 2 is a int"):
         read(["a text", 7])
 
@@ -110,7 +113,8 @@ def test_texts_and_paths_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "2+2=", "completion": "4"}, [("2+2=", False), ("4", True)]),
+        ({"prompt": "2+2=", "completion": "4"}, [("2+2=\n", False), ("4", True)]),
+        ({"prompt": "2+2=", "completion": " 4"}, [("2+2=", False), (" 4", True)]),
         (
             {"instruction": "Add.", "input": "2, 2", "output": "4"},
             [("Add.\n\n2, 2\n", False), ("4", True)],

@@ -373,7 +373,7 @@ def test_a_run_of_other_settings_is_refused_in_its_folder(tune, model, tmp_path,
         (dict(out=f"{__file__}/run"), "is a file: name a folder"),
         (dict(context=100), "context is 100, .* 64"),
         (dict(method=gptj_lab.SoftPrompt(length=64)), "length is 64, .* context is 64: give fewer"),
-        (dict(text_field="body"), "its body is a NoneType, a text is needed"),
+        (dict(text_field="body"), "it has no field 'body': its fields are 'text'"),
         (dict(data=[{"text": ""}]), "no text|no window|holds no"),
     ],
 )
