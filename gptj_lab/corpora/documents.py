@@ -111,7 +111,7 @@ def _block_text(root: Any) -> str:
 
     A tag's own stack, not recursion: a page may be nested as deep as it likes.
     """
-    import bs4
+    from bs4.element import NavigableString, Tag
 
     out: list[str] = []
     open_tags = [(iter(root.contents), "", root.name == "pre")]
@@ -121,11 +121,11 @@ def _block_text(root: Any) -> str:
         if node is None:
             out.append(end)
             open_tags.pop()
-        elif isinstance(node, bs4.Tag):
+        elif isinstance(node, Tag):
             mark = "\0" if node.name in _BLOCKS else "\1" if node.name in _LINES else ""
             out.append("\t" if node.name in ("td", "th") and _is_later(node) else mark)
             open_tags.append((iter(node.contents), mark, is_kept or node.name == "pre"))
-        elif type(node) is bs4.NavigableString:
+        elif type(node) is NavigableString:
             text = re.sub("[\0\1]", "", str(node))
             out.append(text.strip("\n") if is_kept else re.sub(r"\s+", " ", text))
     joined = re.sub(r" *\t *", "\t", "".join(out))
