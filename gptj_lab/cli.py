@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_finetune.add(commands)
 
     train = commands.add_parser("train-pocket", help="train the embedded model from a folder")
-    train.add_argument("--text", required=True, type=Path, help="a folder of *.txt files")
+    train.add_argument("--text", required=True, type=Path, nargs="+", help="folders of *.txt files")
+    train.add_argument("--code", type=Path, help="a folder of Python, as code_corpus writes it")
+    train.add_argument("--plan", type=Path, help="sources and phases, a JSON file (mixture.py)")
     train.add_argument("--out", required=True, type=Path, help="state, curve and weights go here")
     train.add_argument("--steps", type=int, default=20_000, help="steps in all (20000)")
     train.add_argument("--decay-steps", type=int, help="steps of falling rate (a fifth of all)")
@@ -121,14 +123,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--context", type=int, default=256, help="tokens a window (256)")
     train.add_argument("--d-model", type=int, default=256, help="width (256)")
     train.add_argument("--layers", type=int, default=6, help="blocks (6)")
+    train.add_argument("--heads", type=int, default=8, help="heads of a block (8)")
+    train.add_argument("--vocabulary", type=int, default=4096, help="tokens (4096)")
     train.add_argument("--peak-lr", type=float, default=0.02, help="highest learning rate (0.02)")
     train.add_argument("--warmup-steps", type=int, default=100, help="steps until it (100)")
     train.add_argument("--code-share", type=float, default=0.2, help="of the windows (0.2)")
     train.add_argument(
         "--start-from", type=Path, help="a directory whose weights and tokenizer are the beginning"
     )
+    train.add_argument(
+        "--save-minutes", type=float, default=6.0, help="between two saved states (6)"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train_pocket)
+    export = commands.add_parser("export-pocket", help="write what train-pocket has saved so far")
+    export.add_argument("--out", required=True, type=Path, help="the --out of train-pocket")
+    export.add_argument("--to", required=True, type=Path, help="a directory for the model")
+    export.set_defaults(run=lambda chosen: _export_pocket(chosen.out, chosen.to))
     return parser
 
 
@@ -227,15 +238,26 @@ def _plan(chosen: argparse.Namespace) -> int:
 def _train_pocket(chosen: argparse.Namespace) -> int:
     from gptj_lab.finetuning import pocket
 
-    pocket.train_pocket(
+    step = pocket.train_pocket(
         chosen.text, chosen.out,
         steps=chosen.steps, decay_steps=chosen.decay_steps, max_minutes=chosen.minutes,
         batch=chosen.batch, context=chosen.context, d_model=chosen.d_model,
         num_layers=chosen.layers, code_share=chosen.code_share, start_from=chosen.start_from,
         peak_lr=chosen.peak_lr, warmup_steps=chosen.warmup_steps,
-        seed=chosen.seed, export_to=chosen.out / "pocket",
+        seed=chosen.seed, export_to=chosen.out / "pocket", num_heads=chosen.heads,
+        vocab_size=chosen.vocabulary, code_dir=chosen.code, plan=chosen.plan,
+        save_every_minutes=chosen.save_minutes,
     )  # fmt: skip
-    measures = pocket.export(chosen.out, chosen.out / "pocket")
+    if step < chosen.steps:
+        print(f"gptj-lab export-pocket --out {chosen.out} --to FOLDER measures it as it is")
+        return 0
+    return _export_pocket(chosen.out, chosen.out / "pocket")
+
+
+def _export_pocket(out: Path, target: Path) -> int:
+    from gptj_lab.finetuning import pocket
+
+    measures = pocket.export(out, target)
     for name in ("tales", "code"):
         if name in measures:
             print("{}: {bits_per_byte:.3f} bits per byte, xz {xz_bits_per_byte:.3f}".format(
@@ -244,10 +266,10 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
     try:
         from gptj_lab.plots import loss_curve
 
-        loss_curve(pocket.curves(chosen.out)).savefig(chosen.out / "pocket" / "loss_curve.png")
+        loss_curve(pocket.curves(out)).savefig(target / "loss_curve.png")
     except ImportError:
         print("no loss_curve.png: matplotlib is not installed (pip install 'gptj_lab[lab]')")
-    print(f"the model is in {chosen.out / 'pocket'}: gptj_lab.load() takes that folder")
+    print(f"the model is in {target}: gptj_lab.load() takes that folder")
     return 0
 
 

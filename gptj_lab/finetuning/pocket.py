@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: a folder of stories and the standard library, to a GPT-J."""
+"""The recipe of the embedded model: folders of stories and Python code, to a GPT-J."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,9 @@ from optax import contrib
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.config import ModelConfig
+from gptj_lab.finetuning import code_corpus
 from gptj_lab.finetuning.loss import next_token_loss
+from gptj_lab.finetuning.mixture import CODE, Phase, Plan, Source, mixed_windows, read_plan
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.model import narrow
 from gptj_lab.model.transformer import Transformer
@@ -44,6 +46,8 @@ _NOT_CODE = {
 }  # fmt: skip
 _SHINGLE = 10  # words that a training paragraph and a validation text may not share in a row
 _SAMPLE_BYTES = 24_000  # of each held-out text, scored while training
+_VOCABULARY_BYTES = 24_000_000  # of text that the tokenizer is trained on
+_PART_TOKENS = 2_048  # that gradients are computed of at a time: a pause waits no longer
 
 
 # --- Text ---
@@ -62,39 +66,64 @@ def held_out_documents() -> list[str]:
     return [(_library() / f"{name}.py").read_text("utf-8") for name in HELD_OUT_MODULES]
 
 
-def validation_documents(text_dir: Path | str) -> list[str]:
-    """The documents of every *_val.txt in the folder."""
-    files = sorted(Path(text_dir).glob("*_val.txt"))
+Folders = Path | str | Sequence[Path | str]
+
+
+def _folders(text_dir: Folders) -> list[Path]:
+    folders = [text_dir] if isinstance(text_dir, Path | str) else text_dir
+    return [Path(folder) for folder in folders]
+
+
+def validation_documents(text_dir: Folders) -> list[str]:
+    """The documents of every *_val.txt in the folders."""
+    files = [file for folder in _folders(text_dir) for file in sorted(folder.glob("*_val.txt"))]
     return [doc for file in files for doc in split_documents(file.read_text("utf-8"))]
 
 
-def story_documents(text_dir: Path | str) -> list[str]:
-    """The folder's documents to train on.
+def story_documents(text_dir: Folders, source: Source | None = None) -> list[str]:
+    """The folders' documents to train on, or those of one source's files, however long they are.
 
     A paragraph that shares ten words in a row with a validation text is left out: the tales of
     one collection are printed again in another.
 
     Raises:
-        FileNotFoundError: the folder holds no text to train on.
+        FileNotFoundError: there is no text to train on.
     """
-    text_dir = Path(text_dir)
-    files = [file for file in sorted(text_dir.glob("*.txt")) if not file.stem.endswith("_val")]
-    unseen = {shingle for doc in validation_documents(text_dir) for shingle in _shingles(doc)}
+    source = Source(files=("*",)) if source is None else source
+    folders = _folders(text_dir)
+    files = [file for folder in folders for file in sorted(folder.glob("*.txt"))]
+    files = [file for file in files if not file.stem.endswith("_val") and source.has(file)]
+    unseen = {shingle for doc in validation_documents(folders) for shingle in _shingles(doc)}
     stories = [
         _without(unseen, doc) for file in files for doc in split_documents(file.read_text("utf-8"))
     ]
     stories = [story for story in stories if story.strip()]
     if not stories:
         raise FileNotFoundError(
-            f"{text_dir} holds no text to train on: give a folder of *.txt files in UTF-8 "
-            "(names ending in _val.txt are held out)"
+            f"{', '.join(map(str, folders))} holds no text to train on in {source.files}: give a "
+            "folder of *.txt files in UTF-8 (names ending in _val.txt are held out)"
         )
     return stories
 
 
-def code_documents(seed: int = 0) -> list[str]:
-    """The standard library's modules that may be trained on, in an order drawn from the seed."""
-    return [path.read_text("utf-8") for path in _code_files(seed)]
+def code_documents(seed: int = 0, code_dir: Path | str | None = None) -> list[str]:
+    """The standard library's modules that may be trained on, in an order drawn from the seed.
+
+    With a folder, the documents of its *.txt files too (of code_corpus.py). Modules that share
+    ten telling lines with a held-out one are left out.
+    """
+    modules = [path.read_text("utf-8") for path in _code_files(seed)]
+    if code_dir is not None:
+        packages = [
+            document
+            for file in sorted(Path(code_dir).glob("*.txt"))
+            for document in split_documents(file.read_text("utf-8"))
+        ]
+        if not packages:
+            raise FileNotFoundError(f"{code_dir} holds no *.txt files: make them by code_corpus")
+        random.Random(seed).shuffle(packages)
+        modules += packages
+    return code_corpus.without(held_out_documents(), modules)
 
 
 def _library() -> Path:
@@ -133,23 +162,43 @@ def _without(unseen: set[tuple[str, ...]], text: str) -> str:
 
 
 def _prepare(
-    out: Path, text_dir: Path, vocab_size: int, code_share: float, seed: int, start_from: str | None
-) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
-    """The tokenizer and the memory-mapped tokens of stories and code, made once."""
+    out: Path, plan: Plan, settings: dict[str, Any]
+) -> tuple[Tokenizer, dict[str, np.ndarray]]:
+    """The tokenizer and the memory-mapped tokens of each source, made once.
+
+    A tokenizer that lies in out/tokenizer is taken as it is.
+    """
     folder = out / "tokenizer"
-    stories, code = out / "stories.npy", out / "code.npy"
-    if not code.exists():
-        texts, modules = story_documents(text_dir), code_documents(seed)
-        if start_from is None:
-            wanted = _size(texts) * code_share / (1 - code_share)
-            tokenizer = train_bpe(texts + _first(modules, wanted), vocab_size)
-        else:
-            tokenizer = Tokenizer.from_directory(start_from)
-        tokenizer.save(folder)
-        _save_tokens(stories, tokenizer, texts)
-        _save_tokens(code, tokenizer, modules)
-    tokens = [np.load(path, mmap_mode="r") for path in (stories, code)]
-    return Tokenizer.from_directory(folder), *tokens
+    if not (folder / "tokenizer.json").exists():
+        base = settings["start_from"]
+        made = _vocabulary(plan, settings) if base is None else Tokenizer.from_directory(base)
+        made.save(folder)
+    tokenizer = Tokenizer.from_directory(folder)
+    (out / "tokens").mkdir(exist_ok=True)
+    tokens = {}
+    for name in plan.names:
+        path = out / "tokens" / f"{name}.npy"
+        if not path.exists():
+            longest = None if name == CODE else plan.sources[name].longest
+            _save_tokens(path, tokenizer, _documents(plan, settings, name), longest)
+        tokens[name] = np.load(path, mmap_mode="r")
+    return tokenizer, tokens
+
+
+def _documents(plan: Plan, settings: dict[str, Any], name: str) -> list[str]:
+    if name == CODE:
+        return code_documents(settings["seed"], settings["code_dir"])
+    return story_documents(settings["text_dir"], plan.sources[name])
+
+
+def _vocabulary(plan: Plan, settings: dict[str, Any]) -> Tokenizer:
+    """A BPE of documents that are drawn from each source in its mean share of the phases."""
+    texts: list[str] = []
+    for name, share in plan.shares().items():
+        chosen = _documents(plan, settings, name)
+        random.Random(settings["seed"]).shuffle(chosen)
+        texts += _first(chosen, _VOCABULARY_BYTES * share)
+    return train_bpe(texts, settings["vocab_size"])
 
 
 def _size(documents: Iterable[str]) -> int:
@@ -167,16 +216,19 @@ def _first(documents: Iterable[str], wanted: float) -> list[str]:
     return chosen
 
 
-def _save_tokens(path: Path, tokenizer: Tokenizer, documents: Iterable[str]) -> None:
-    """Saves the documents' tokens, <|endoftext|> around each."""
-    end = _end(tokenizer)
-    pieces = [[end]]
-    for document in documents:
-        pieces.append(tokenizer.encode(document))
-        pieces.append([end])
+def _save_tokens(
+    path: Path, tokenizer: Tokenizer, documents: Sequence[str], longest: int | None = None
+) -> None:
+    """Saves the documents' tokens, <|endoftext|> around each; without those that are longer."""
+    end = np.array([_end(tokenizer)], np.uint16)
+    pieces = [end]
+    for start in range(0, len(documents), 256):
+        for ids in tokenizer.encode_all(documents[start : start + 256]):
+            if longest is None or len(ids) <= longest:
+                pieces += [np.asarray(ids, np.uint16), end]
     aside = path.with_name(f".{path.name}")
     with aside.open("wb") as file:
-        np.save(file, np.concatenate([np.asarray(piece, np.uint16) for piece in pieces]))
+        np.save(file, np.concatenate(pieces))
     aside.rename(path)
 
 
@@ -185,42 +237,6 @@ def _end(tokenizer: Tokenizer) -> int:
     if end is None:
         raise ValueError(f"the tokenizer has no {END_OF_TEXT}: train it with train_bpe")
     return end
-
-
-# --- Batches ---
-
-
-def windows(tokens: np.ndarray, *, seed: int, step: int, batch: int, context: int) -> np.ndarray:
-    """int32 [batch, context + 1]: the windows of one step, a pure function of seed and step.
-
-    Each epoch cuts the tokens at another offset and takes every window once.
-    """
-    count = (len(tokens) - 1) // context - 1
-    if count < 1:
-        raise ValueError(
-            f"the text is {len(tokens)} tokens, too short for windows of {context}: add text"
-        )
-    rows = []
-    for number in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(number, count)
-        offset, order = _epoch(seed, epoch, count, context)
-        start = offset + int(order[place]) * context
-        rows.append(tokens[start : start + context + 1])
-    return np.stack(rows).astype(np.int32)
-
-
-def mixed_windows(
-    stories: np.ndarray, code: np.ndarray, *, code_rows: int, batch: int, **where: int
-) -> np.ndarray:
-    """int32 [batch, context + 1]: one step's windows, of stories and then `code_rows` of code."""
-    parts = [(stories, batch - code_rows), (code, code_rows)]
-    return np.concatenate([windows(text, batch=rows, **where) for text, rows in parts if rows])
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch(seed: int, epoch: int, count: int, context: int) -> tuple[int, np.ndarray]:
-    rng = np.random.default_rng([seed, epoch])
-    return int(rng.integers(context)), rng.permutation(count)
 
 
 # --- Training ---
@@ -233,6 +249,7 @@ def _say(line: str) -> None:
 def _optimiser() -> optax.GradientTransformation:
     """Muon (Jordan 2024) on the blocks' matrices, Adam at a tenth of its rate on the rest.
 
+    The embedding has the whole rate: a row of it learns only where its token stands.
     Its updates are for a learning rate of 1: each step scales them by the rate it is given.
     """
 
@@ -243,6 +260,12 @@ def _optimiser() -> optax.GradientTransformation:
 
         return jax.tree_util.tree_map_with_path(kind, params)
 
+    def tenfold(updates: Any, params: Any) -> Any:
+        def each(path: Any, update: jax.Array) -> jax.Array:
+            return 10 * update if "embed" in jax.tree_util.keystr(path) else update
+
+        return jax.tree_util.tree_map_with_path(each, updates)
+
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         contrib.muon(
@@ -252,22 +275,39 @@ def _optimiser() -> optax.GradientTransformation:
             adam_b2=0.95,
             muon_weight_dimension_numbers=matrices,
         ),
+        optax.stateless(tenfold),
     )
 
 
-def _make_step(graph: Any, optimiser: optax.GradientTransformation) -> Callable[..., Any]:
+def _make_steps(graph: Any, optimiser: optax.GradientTransformation) -> tuple[Any, Any]:
+    """Two compiled functions: gradients added to those of other rows, and the step by them."""
+
     def loss_of(params: Any, rows: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(narrow.PRECISION):
             return next_token_loss(nnx.merge(graph, params), rows)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(params: Any, moments: Any, rows: jax.Array, rate: jax.Array) -> Any:
+    @functools.partial(jax.jit, donate_argnums=1)
+    def add_gradients(params: Any, total: Any, rows: jax.Array, share: jax.Array) -> Any:
         loss, gradients = jax.value_and_grad(loss_of)(params, rows)
+        return jax.tree.map(lambda t, g: t + share * g, total, gradients), share * loss
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2, 3))
+    def update(
+        params: Any, moments: Any, average: Any, gradients: Any, rate: jax.Array, keep: jax.Array
+    ) -> Any:
         updates, moments = optimiser.update(gradients, moments, params)
         params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
-        return params, moments, loss
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+        return params, moments, average, jax.tree.map(jnp.zeros_like, gradients)
 
-    return train_step
+    return add_gradients, update
+
+
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    """The rows in alike parts of _PART_TOKENS tokens, as far as their number allows."""
+    wanted = max(1, _PART_TOKENS // (rows.shape[1] - 1))
+    size = max(n for n in range(1, len(rows) + 1) if len(rows) % n == 0 and n <= wanted)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 class _States:
@@ -330,24 +370,22 @@ def _config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     )  # fmt: skip
 
 
-def _new(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[Any, Any, Any]:
-    """The graph, the parameters and the optimiser's moments at step 0."""
+def _new(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[Any, Any]:
+    """The graph and the state at step 0: (parameters, moments, average, [step, tokens seen])."""
     config, start_from = _config(settings, tokenizer), settings["start_from"]
+    seen = 0
     if start_from is None:
         network = Transformer(config, key=jax.random.key(settings["seed"]))
     else:
         found, network = huggingface.read(Path(start_from), "float32")
         if dataclasses.replace(found, context=config.context) != config:
             raise ValueError(f"{start_from} holds {found}, the run needs {config}: change one")
+        measured = Path(start_from) / "metrics.json"
+        if measured.exists():
+            seen = json.loads(measured.read_text("utf-8"))["tokens"]
     graph, params = nnx.split(network)
-    return graph, params, _optimiser().init(params)
-
-
-def _tokens_seen(settings: dict[str, Any], step: int) -> int:
-    """Tokens seen by this run, and by the one it started from."""
-    begun = settings["start_from"] and Path(settings["start_from"]) / "metrics.json"
-    earlier = json.loads(begun.read_text("utf-8"))["tokens"] if begun and begun.exists() else 0
-    return earlier + step * settings["batch"] * settings["context"]
+    average = jax.tree.map(jnp.copy, params)
+    return graph, (params, _optimiser().init(params), average, np.array([0, seen], np.int64))
 
 
 def _agree(out: Path, settings: dict[str, Any]) -> None:
@@ -366,7 +404,7 @@ def _agree(out: Path, settings: dict[str, Any]) -> None:
 
 
 def train_pocket(
-    text_dir: Path | str,
+    text_dir: Folders,
     out_dir: Path | str,
     *,
     steps: int,
@@ -381,8 +419,11 @@ def train_pocket(
     context: int = 256,
     vocab_size: int = 4096,
     code_share: float = 0.2,
+    code_dir: Path | str | None = None,
+    plan: Path | str | None = None,
     peak_lr: float = 0.02,
     warmup_steps: int = 100,
+    average: float = 0.999,
     seed: int = 0,
     start_from: Path | str | None = None,
     export_to: Path | str | None = None,
@@ -392,15 +433,21 @@ def train_pocket(
 
     The learning rate warms up, stays, and falls linearly to nothing over the last `decay_steps`
     (a fifth of `steps` by default). A finished run is extended by asking for more steps: it goes
-    on from the state saved before the rate fell.
+    on from the state saved before the rate fell. While a file `out_dir`/pause is there, it waits.
 
     Args:
+        text_dir: a folder of *.txt files, or several.
         max_minutes: stop and save after so long; call again to go on.
-        code_share: of each step's windows, those from the standard library. Stories and code
-            have epochs of their own, so that none of either is left out.
+        code_share: of each step's windows, those of Python code. Stories and code have epochs of
+            their own, so that none of either is left out.
+        code_dir: a folder of *.txt files of Python, beside the standard library.
+        plan: a JSON file of sources and phases (see mixture.py) in place of batch and code_share.
+            What it says of steps that lie ahead may change between two calls.
+        average: of the weights' running mean, what the mean keeps in a step (less at the
+            beginning: a tenth of the steps seen counts). The mean is saved beside the weights.
         start_from: a Hugging Face directory of the same shape (the context may differ) whose
             weights and tokenizer are the beginning; without it, both are made anew.
-        export_to: a Hugging Face directory to be rewritten at every save.
+        export_to: a Hugging Face directory to be rewritten at every save, with the mean.
 
     Returns:
         The number of steps that the newest state has seen.
@@ -410,50 +457,54 @@ def train_pocket(
         ValueError: `out_dir` holds a state of other settings; the message names the first.
         FloatingPointError: the loss is no longer a number; the last saved state stays.
     """
-    text_dir, out = Path(text_dir), Path(out_dir)
+    folders, out = _folders(text_dir), Path(out_dir)
     falling = steps // 5 if decay_steps is None else decay_steps
-    if not 0 <= code_share < 1:
-        raise ValueError(f"code_share is {code_share}: a part of each step from 0 to below 1")
     if steps < 1 or not 0 <= falling <= steps:
         raise ValueError(
             f"steps is {steps} and decay_steps {falling}: at least 1 step, and no longer a fall"
         )
-    if not text_dir.is_dir():
-        raise FileNotFoundError(f"{text_dir} is not a directory: give a folder of *.txt files")
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a directory: give a folder of *.txt files")
+    mixing = _even(batch, context, code_share) if plan is None else read_plan(plan)
+    mixing.at(steps - 1)
     out.mkdir(parents=True, exist_ok=True)
     base = None if start_from is None else str(Path(start_from).resolve())
     settings = dict(
-        text_dir=str(text_dir.resolve()), batch=batch, d_model=d_model, num_layers=num_layers,
-        num_heads=num_heads, d_rotary=d_rotary, context=context, vocab_size=vocab_size,
-        code_share=code_share, peak_lr=peak_lr, warmup_steps=warmup_steps, seed=seed,
-        start_from=base,
+        text_dir=[str(folder.resolve()) for folder in folders],
+        code_dir=None if code_dir is None else str(Path(code_dir).resolve()),
+        batch=None if plan else batch, code_share=None if plan else code_share,
+        d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_rotary=d_rotary,
+        context=context, vocab_size=vocab_size, peak_lr=peak_lr, warmup_steps=warmup_steps,
+        average=average, seed=seed, start_from=base,
     )  # fmt: skip
     _agree(out, settings)
-    tokenizer, stories, code = _prepare(out, text_dir, vocab_size, code_share, seed, base)
-    code_rows = round(batch * code_share)
-    lengths = [_bytes_per_token(tokenizer, tokens) for tokens in (stories, code)]
-    bytes_per_token = lengths[0] + (lengths[1] - lengths[0]) * code_rows / batch
-    say(
-        f"{len(stories):,} tokens of stories, {lengths[0]:.2f} bytes each; "
-        f"{len(code):,} of code, {lengths[1]:.2f} bytes each, {code_rows} of {batch} windows a step"
-    )
+    tokenizer, tokens = _prepare(out, mixing, settings)
+    lengths = {name: _bytes_per_token(tokenizer, each) for name, each in tokens.items()}
+    for name, each in tokens.items():
+        say(f"{name}: {len(each):,} tokens, {lengths[name]:.2f} bytes each")
     samples = {
-        "tales": _head(validation_documents(text_dir)),
+        "tales": _head(validation_documents(folders)),
         "code": _head(held_out_documents()),
     }
 
-    graph, params, moments = _new(settings, tokenizer)
-    train_step = _make_step(graph, _optimiser())
+    graph, state = _new(settings, tokenizer)
+    add_gradients, update = _make_steps(graph, _optimiser())
     states = _States(out)
-    step, params, moments = _resume(states, out, steps, falling, params, moments)
+    params, moments, mean_params, counts = _resume(states, out, steps, falling, state)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    step, seen = (int(each) for each in counts)
     if step:
         say(f"going on from step {step}")
 
+    def now_state() -> Any:
+        return params, moments, mean_params, np.array([step, seen], np.int64)
+
     def save() -> None:
-        states.save(step, (params, moments, np.asarray(step, np.int64)))
+        states.save(step, now_state())
         if export_to is None:
             return
-        network = nnx.merge(graph, params)
+        network = nnx.merge(graph, mean_params)
         scores = {
             name: bits_per_byte(network, tokenizer, texts, context=context)
             for name, texts in samples.items()
@@ -461,53 +512,65 @@ def train_pocket(
         }
         shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         say(f"step {step}: saved; bits per byte on a sample of {shown}")
-        _record(out, {"step": step, "sample_bits_per_byte": scores})
-        measures = {"steps": step, "tokens": _tokens_seen(settings, step), "sample": scores}
-        _write(Path(export_to), _config(settings, tokenizer), graph, params, tokenizer, measures)
+        _record(out, {"step": step, "tokens": seen, "sample_bits_per_byte": scores})
+        measures = {"steps": step, "tokens": seen, "sample": scores}
+        _write(
+            Path(export_to), _config(settings, tokenizer), graph, mean_params, tokenizer, measures
+        )
 
     begun = saved_at = told_at = time.monotonic()
-    told_step, losses = step, []
+    told_seen, losses = seen, []
     with _signals() as stop:
         try:
             while step < steps and not stop.is_set():
                 if step == steps - falling:
-                    states.save(step, (params, moments, np.asarray(step, np.int64)), steady=True)
+                    states.save(step, now_state(), steady=True)
                 fall = (steps - step) / falling if falling else 1.0
                 rate = peak_lr * min((step + 1) / warmup_steps, 1.0, fall)
-                rows = mixed_windows(
-                    stories, code, code_rows=code_rows, batch=batch,
-                    seed=seed, step=step, context=context,
-                )  # fmt: skip
-                params, moments, loss = train_step(params, moments, rows, np.float32(rate))
-                step += 1
-                losses.append(float(loss))
-                if not math.isfinite(losses[-1]):
+                parts = _parts(mixed_windows(mixing, tokens, seed=seed, step=step))
+                total = 0.0
+                for part in parts:
+                    waited = _pause(out, stop)
+                    begun, saved_at, told_at = begun + waited, saved_at + waited, told_at + waited
+                    share = np.float32(1 / len(parts))
+                    gradients, loss = add_gradients(params, gradients, part, share)
+                    total += float(loss)
+                keep = np.float32(min(average, (step + 1) / (step + 10)))
+                params, moments, mean_params, gradients = update(
+                    params, moments, mean_params, gradients, np.float32(rate), keep
+                )
+                phase = mixing.at(step)[1]
+                step, seen = step + 1, seen + phase.tokens
+                losses.append(total)
+                if not math.isfinite(total):
                     raise FloatingPointError(
-                        f"the loss is {losses[-1]} at step {step}: lower peak_lr and begin in "
+                        f"the loss is {total} at step {step}: lower peak_lr and begin in "
                         "another folder"
                     )
                 now = time.monotonic()
                 if now - told_at >= 10 or step == steps:
                     mean = sum(losses) / len(losses)
-                    speed = (step - told_step) * batch * context / (now - told_at)
+                    speed = (seen - told_seen) / (now - told_at)
+                    size = sum(phase.rows[name] * lengths[name] for name in phase.rows)
                     line = {
-                        "step": step, "loss": mean, "rate": rate, "tokens_per_second": speed,
-                        "bits_per_byte": mean / math.log(2) / bytes_per_token,
+                        "step": step, "tokens": seen, "loss": mean, "rate": rate,
+                        "tokens_per_second": speed,
+                        "bits_per_byte": mean / math.log(2) / size * sum(phase.rows.values()),
                     }  # fmt: skip
                     _record(out, line)
-                    left = (steps - step) * batch * context / speed / 60
+                    left = (steps - step) * phase.tokens / speed / 60
                     say(
                         f"step {step}  loss {mean:.3f}  bits per byte {line['bits_per_byte']:.3f}"
                         f"  {speed:,.0f} tokens/s  {left:.1f} minutes left"
                     )
                     losses.clear()
-                    told_at, told_step = now, step
+                    told_at, told_seen = now, seen
                 if now - begun >= 60 * max_minutes:
                     stop.set()
                 elif now - saved_at >= 60 * save_every_minutes:
                     save()
                     saved_at = told_at = time.monotonic()
-                    told_step = step
+                    told_seen = seen
             save()
         finally:
             states.close()
@@ -516,23 +579,34 @@ def train_pocket(
     return step
 
 
-def _resume(
-    states: _States, out: Path, steps: int, falling: int, params: Any, moments: Any
-) -> tuple[int, Any, Any]:
-    """The step, parameters and moments to go on from; those given if nothing is saved."""
+def _even(batch: int, context: int, code_share: float) -> Plan:
+    """One phase of all stories and code."""
+    if not 0 <= code_share < 1:
+        raise ValueError(f"code_share is {code_share}: a part of each step from 0 to below 1")
+    code = round(batch * code_share)
+    phase = Phase(until=1 << 40, context=context, rows={"stories": batch - code, CODE: code})
+    return Plan(sources={"stories": Source(files=("*",))}, phases=[phase])
+
+
+def _pause(out: Path, stop: threading.Event) -> float:
+    """Waits while the file out/pause is there and nobody stops the run; the seconds waited."""
+    begun = time.monotonic()
+    while (out / "pause").exists() and not stop.is_set():
+        time.sleep(0.5)
+    return time.monotonic() - begun
+
+
+def _resume(states: _States, out: Path, steps: int, falling: int, state: Any) -> Any:
+    """The state to go on from; the one given if nothing is saved."""
     plan, path = {"steps": steps, "falling": falling}, out / "plan.json"
-    step = 0
     if states.step is not None:
         # A rate that fell under another plan is not where this plan continues.
         old = json.loads(path.read_text("utf-8"))
         steady = old != plan and states.step > old["steps"] - old["falling"]
-        params, moments, saved = states.restore(
-            (params, moments, np.zeros((), np.int64)), steady=steady
-        )
-        step = int(saved)
-        states.forget_after(step)
+        state = states.restore(state, steady=steady)
+        states.forget_after(int(state[-1][0]))
     path.write_text(json.dumps(plan), "utf-8")
-    return step, params, moments
+    return state
 
 
 @contextlib.contextmanager
@@ -575,8 +649,6 @@ def _head(texts: Sequence[str]) -> list[str]:
 def curves(out_dir: Path | str) -> dict[str, list[tuple[float, float]]]:
     """The run's curves of (tokens seen, bits per byte), in the order of training."""
     out = Path(out_dir)
-    settings = json.loads((out / "settings.json").read_text("utf-8"))
-    each = settings["batch"] * settings["context"]
     found: dict[str, dict[int, float]] = {}
     for line in (out / "history.jsonl").read_text("utf-8").splitlines():
         told = json.loads(line)
@@ -584,11 +656,8 @@ def curves(out_dir: Path | str) -> dict[str, list[tuple[float, float]]]:
         for name, score in told.get("sample_bits_per_byte", {}).items():
             scores[f"held-out {name}"] = score
         for name, score in scores.items():  # what a resumed run went over again counts once
-            found.setdefault(name, {})[told["step"]] = score
-    return {
-        name: [(step * each, score) for step, score in sorted(points.items())]
-        for name, points in found.items()
-    }
+            found.setdefault(name, {})[told["tokens"]] = score
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -638,10 +707,16 @@ def bits_per_byte(
     return total / (size * math.log(2))
 
 
-def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
+def export(
+    out_dir: Path | str, target: Path | str, *, averaged: bool | None = None
+) -> dict[str, Any]:
     """Writes the newest state as a Hugging Face directory with metrics.json; returns its content.
 
     The weights are float16, and those are what the bits per byte are measured on.
+
+    Args:
+        averaged: whether the weights are the running mean; None takes what needs fewer bits per
+            byte of the held-out samples, mean or last weights.
 
     Raises:
         FileNotFoundError: `out_dir` holds no state.
@@ -651,33 +726,43 @@ def export(out_dir: Path | str, target: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(f"{out} holds no training run: give the --out of train-pocket")
     settings = json.loads((out / "settings.json").read_text("utf-8"))
     tokenizer = Tokenizer.from_directory(out / "tokenizer")
-    graph, params, moments = _new(settings, tokenizer)
+    graph, state = _new(settings, tokenizer)
     states = _States(out)
     try:
         if states.step is None:
             raise FileNotFoundError(f"{out} holds no saved state yet: train for some minutes more")
-        params, _, saved = states.restore((params, moments, np.zeros((), np.int64)))
+        last, _, mean, counts = states.restore(state)
     finally:
         states.close()
-    step = int(saved)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
-    network = nnx.merge(graph, rounded)
     texts = {"tales": validation_documents(settings["text_dir"]), "code": held_out_documents()}
+
+    def scores(params: Any, texts: dict[str, list[str]]) -> dict[str, float]:
+        rounded = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
+        network, context = nnx.merge(graph, rounded), settings["context"]
+        return {
+            name: bits_per_byte(network, tokenizer, documents, context=context)
+            for name, documents in texts.items()
+            if documents
+        }
+
+    if averaged is None:
+        samples = {name: _head(documents) for name, documents in texts.items()}
+        mean_bits, last_bits = (sum(scores(each, samples).values()) for each in (mean, last))
+        averaged = mean_bits <= last_bits
+    params = mean if averaged else last
     measures: dict[str, Any] = {
-        "steps": step,
-        "tokens": _tokens_seen(settings, step),
+        "steps": int(counts[0]),
+        "tokens": int(counts[1]),
+        "averaged": averaged,
         "held_out_modules": list(HELD_OUT_MODULES),
     }
-    for name, documents in texts.items():
-        if documents:
-            data = "".join(documents).encode()
-            measures[name] = {
-                "bits_per_byte": bits_per_byte(
-                    network, tokenizer, documents, context=settings["context"]
-                ),
-                "xz_bits_per_byte": 8 * len(lzma.compress(data, preset=9)) / len(data),
-                "bytes": len(data),
-            }
+    for name, found in scores(params, texts).items():
+        data = "".join(texts[name]).encode()
+        measures[name] = {
+            "bits_per_byte": found,
+            "xz_bits_per_byte": 8 * len(lzma.compress(data, preset=9)) / len(data),
+            "bytes": len(data),
+        }
     _write(Path(target), _config(settings, tokenizer), graph, params, tokenizer, measures)
     return measures
 

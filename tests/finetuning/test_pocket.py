@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import gptj_lab
-from gptj_lab.finetuning import pocket
+from gptj_lab.finetuning import mixture, pocket
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import Tokenizer, train_bpe
 
@@ -48,7 +48,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(texts, tmp_pat
     assert pocket.train_pocket(texts, parts, steps=6, max_minutes=0.0, say=lines.append, **TINY) < 6
     while pocket.train_pocket(texts, parts, steps=6, max_minutes=0.0, say=str, **TINY) < 6:
         pass
-    pocket.export(parts, parts / "model")
+    assert pocket.export(parts, parts / "model", averaged=True)["averaged"]
     assert weights(whole / "model") == weights(parts / "model")
     assert any("bits per byte" in line and "tokens/s" in line for line in lines)
     assert any("stopped at step" in line for line in lines)
@@ -62,7 +62,7 @@ def test_a_finished_run_is_extended_from_before_the_rate_fell(texts, tmp_path):
     for out, plans in ((straight, [(8, 2)]), (extended, [(4, 2), (8, 2)])):
         for steps, fall in plans:
             pocket.train_pocket(texts, out, steps=steps, decay_steps=fall, say=str, **TINY)
-        pocket.export(out, out / "model")
+        pocket.export(out, out / "model", averaged=False)
     assert weights(straight / "model") == weights(extended / "model")
 
 
@@ -111,15 +111,15 @@ def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before(tiny_con
 def test_windows_are_a_function_of_seed_and_step_and_take_each_place_once_an_epoch():
     tokens = np.arange(1000, dtype=np.uint16)
     count = (1000 - 1) // 10 - 1
-    rows = [pocket.windows(tokens, seed=1, step=s, batch=7, context=10) for s in range(count // 7)]
+    rows = [mixture.windows(tokens, seed=1, step=s, batch=7, context=10) for s in range(count // 7)]
     starts = np.concatenate([row[:, 0] for row in rows])
     assert len(set(starts.tolist())) == len(starts)
     assert all((row[:, 1:] - row[:, :-1] == 1).all() for row in rows)
-    again = pocket.windows(tokens, seed=1, step=3, batch=7, context=10)
+    again = mixture.windows(tokens, seed=1, step=3, batch=7, context=10)
     assert (again == rows[3]).all()
-    assert (pocket.windows(tokens, seed=2, step=3, batch=7, context=10) != again).any()
+    assert (mixture.windows(tokens, seed=2, step=3, batch=7, context=10) != again).any()
     with pytest.raises(ValueError, match="too short for windows of 256"):
-        pocket.windows(tokens[:300], seed=0, step=0, batch=1, context=256)
+        mixture.windows(tokens[:300], seed=0, step=0, batch=1, context=256)
 
 
 def test_nothing_held_out_is_trained_on(texts, tmp_path):
@@ -135,14 +135,59 @@ def test_nothing_held_out_is_trained_on(texts, tmp_path):
     assert any(tale(6) in doc for doc in stories)
 
 
+def plan_of(*phases, **sources):
+    return mixture.Plan(
+        sources={name: mixture.Source(files=(name,)) for name in sources or ("stories",)},
+        phases=[mixture.Phase(until=u, context=c, rows=rows) for u, c, rows in phases],
+    )
+
+
 def test_every_step_mixes_stories_and_code_in_the_share_that_was_asked_for():
-    stories, code = np.arange(1000, dtype=np.uint16), np.arange(2000, 2500, dtype=np.uint16)
-    where = dict(seed=1, context=10)
+    tokens = {
+        "stories": np.arange(1000, dtype=np.uint16),
+        "code": np.arange(2000, 2500, dtype=np.uint16),
+    }
+    plan = plan_of((3, 10, {"stories": 5, "code": 2}), (9, 20, {"stories": 2, "code": 0}))
     for step in range(3):
-        rows = pocket.mixed_windows(stories, code, code_rows=2, batch=7, step=step, **where)
+        rows = mixture.mixed_windows(plan, tokens, seed=1, step=step)
         assert ((rows >= 2000).all(1) == np.array([False] * 5 + [True] * 2)).all()
-    alone = pocket.mixed_windows(stories, code, code_rows=0, batch=7, step=0, **where)
-    assert (alone == pocket.windows(stories, batch=7, step=0, **where)).all()
+    longer = mixture.mixed_windows(plan, tokens, seed=1, step=4)
+    assert longer.shape == (2, 21) and (longer < 1000).all()
+    where = dict(seed=1 + 7919, step=1, batch=2, context=20)
+    assert (longer == mixture.windows(tokens["stories"], **where)).all(), "step 1 of its phase"
+    assert plan.at(8) == (1, plan.phases[1], 5) and plan.phases[1].tokens == 40
+    with pytest.raises(ValueError, match="ends with step 9: there is no phase for step 9"):
+        plan.at(9)
+
+
+def test_a_plan_that_makes_no_sense_is_refused(tmp_path):
+    for phases, message in (
+        ([], "no phases"),
+        ([(3, 10, {"storys": 1})], "reads 'storys': the sources are"),
+        ([(3, 10, {"stories": -1})], "reads -1 rows"),
+        ([(3, 10, {"stories": 0})], "reads nothing"),
+        ([(3, 10, {"stories": 1}), (3, 10, {"stories": 1})], "until step 3, the one before 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan_of(*phases)
+    file = tmp_path / "plan.json"
+    for text in (
+        "{",
+        "[]",
+        '{"sources": {}}',
+        '{"sources": {"code": {"files": []}}, "phases": []}',
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"plan\.json is no plan"):
+            mixture.read_plan(file)
+
+
+def test_parts_of_a_step_are_all_of_its_rows():
+    for count, context in ((16, 256), (16, 512), (3, 4096), (7, 300), (2, 16)):
+        rows = np.arange(count * (context + 1)).reshape(count, context + 1)
+        parts = pocket._parts(rows)
+        assert (np.concatenate(parts) == rows).all() and len({len(part) for part in parts}) == 1
+        assert len(parts[0]) == 1 or len(parts[0]) * context <= 2048
 
 
 @pytest.mark.slow
