@@ -246,11 +246,11 @@ class ModelConfig:
             ValueError: a field whose value a config.json of the family can't say.
         """
         fields = self._to_file()
-        if not before or before.get("model_type") != self.family:
-            return fields
         try:
-            old = ModelConfig.from_hugging_face(dict(before))
+            old = ModelConfig.from_hugging_face(dict(before or {}))
         except ValueError:  # a config that this network was not read from
+            return fields
+        if old.family != self.family:
             return fields
         changed = {
             field.name

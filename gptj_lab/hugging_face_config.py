@@ -346,7 +346,7 @@ def updated(
         changed: our fields that `now` says otherwise.
     """
     family = _FAMILIES[kind]
-    fields = dict(before)
+    fields = dict(before) | {"model_type": kind}  # older ones have architectures only
     if changed & family.expressed:  # they have several spellings, of which one is written
         fields = {name: value for name, value in fields.items() if name not in family.special}
         fields |= {name: now[name] for name in family.special if name in now}

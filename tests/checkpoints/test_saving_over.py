@@ -163,8 +163,20 @@ def test_of_the_config_only_what_means_something_else_is_changed(family):
 def test_a_config_of_another_network_is_not_built_on():
     config, other = small_model("gptj").config, small_model("gpt2").config
     assert config.to_hugging_face(other.to_hugging_face()) == config.to_hugging_face()
-    assert config.to_hugging_face({"model_type": "gptj"}) == config.to_hugging_face()
+    damaged = {"model_type": "gptj", "n_layer": 0}
+    assert config.to_hugging_face(damaged) == config.to_hugging_face()
     wide = dataclasses.replace(config, num_layers=2)
     assert wide.to_hugging_face(config.to_hugging_face() | {"prefix": "a"}) == (
         wide.to_hugging_face() | {"prefix": "a"}
     )
+
+
+def test_a_config_of_2019_is_built_on_too():
+    """It names its architecture, but no model_type; an alias gives way to what changed."""
+    old = small_model("gpt2").config
+    before = old.to_hugging_face() | {"n_special": 0, "num_hidden_layers": old.num_layers}
+    del before["model_type"]
+    assert old.to_hugging_face(before) == before | {"model_type": "gpt2"}
+    wide = dataclasses.replace(old, num_layers=2)
+    after = wide.to_hugging_face(before)
+    assert ModelConfig.from_hugging_face(after) == wide and after["n_special"] == 0
