@@ -1,16 +1,20 @@
 """Tokenizers: loading, training, streaming; token strings as a person should see them."""
 
 import codecs
+import copy
+import functools
 import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import index
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from gptj_lab import tokenizer_files
 
 _ASSETS = Path(__file__).parent / "assets" / "gpt2_bpe"
 END_OF_TEXT = "<|endoftext|>"
@@ -35,59 +39,45 @@ class Tokenizer:
     [15496, 995]
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer):
+    def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None):
         """Wraps a byte-level tokenizer; its padding and truncation are switched off.
 
+        Args:
+            roles: the text of each special token by its role: "bos_token", "eos_token", ...
+
         Raises:
-            ValueError: a token is not written in GPT-2's byte alphabet.
+            ValueError: it isn't a byte-level BPE.
         """
+        tokenizer_files.check_byte_level(inner)
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
-        self._raw = {i: t.content.encode() for i, t in inner.get_added_tokens_decoder().items()}
-        for token, token_id in inner.get_vocab(with_added_tokens=False).items():
-            if token_id in self._raw:
-                continue
-            try:
-                self._raw[token_id] = bytes([_BYTES[character] for character in token])
-            except KeyError as error:
-                raise ValueError(
-                    f"token {token_id} {token!r} holds {error}, which stands for no byte: "
-                    "only byte-level BPE tokenizers (GPT-2's kind) are supported"
-                ) from None
+        self._rows: int | None = None  # of the embedding, where it has fewer than there are tokens
+        self.roles = dict(roles or {})
+        vocabulary = inner.get_vocab(with_added_tokens=False)
+        self._raw = {token_id: _bytes(token) for token, token_id in vocabulary.items()}
+        for token_id, token in inner.get_added_tokens_decoder().items():
+            if token_id not in self._raw:
+                self._raw[token_id] = token.content.encode()
+        self._special = {i for i, t in inner.get_added_tokens_decoder().items() if t.special}
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory: tokenizer.json, else vocab.json + merges.txt.
+        """The tokenizer of a Hugging Face directory, as transformers' AutoTokenizer makes it.
+
+        Read are tokenizer.json, or else vocab.json with merges.txt; tokenizer_config.json,
+        special_tokens_map.json and added_tokens.json; of config.json, what names the class.
 
         Raises:
             FileNotFoundError: the directory, or what it needs to hold, is missing.
-            ValueError: a file is damaged, or is no byte-level BPE.
+            ValueError: a file is damaged, is no byte-level BPE, or asks for what can't be honoured.
         """
         folder = Path(directory)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder} is not a directory: give the one that holds tokenizer.json"
             )
-        path = folder / "tokenizer.json"
-        pair = folder / "vocab.json", folder / "merges.txt"
-        if not path.is_file() and not all(file.is_file() for file in pair):
-            raise FileNotFoundError(
-                f"{folder} has no tokenizer.json, nor vocab.json with merges.txt: "
-                "copy the model's tokenizer.json there"
-            )
-        try:
-            if path.is_file():
-                inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-            else:
-                path = pair[0]
-                inner = _from_vocabulary_and_merges(folder)
-        except Exception as error:  # the library raises plain Exception for every fault
-            raise ValueError(f"{path} is not a tokenizer ({error}): copy it again") from error
-        try:
-            return cls(inner)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return cls(*tokenizer_files.read(folder))
 
     @classmethod
     def gpt2(cls, spare_tokens: int = 143) -> "Tokenizer":
@@ -106,13 +96,22 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest token id."""
-        return max(self._raw, default=-1) + 1
+        """One more than the highest token id, up to the rows of the embedding (see `within`)."""
+        size = max(self._raw, default=-1) + 1
+        return size if self._rows is None else min(size, self._rows)
 
     @property
     def end_of_text_id(self) -> int | None:
-        """The id of <|endoftext|>, if it is there."""
-        return self.token_to_id(END_OF_TEXT)
+        """The id of the token that ends a document: eos_token, else <|endoftext|>, if any."""
+        return self.token_to_id(self.end_of_text)
+
+    @property
+    def end_of_text(self) -> str:
+        """The text of the token that ends a document: eos_token, or <|endoftext|> without one."""
+        own = self.roles.get("eos_token", END_OF_TEXT)
+        token_id = self.token_to_id(own)
+        without_embedding = self._rows is not None and (token_id or 0) >= self._rows
+        return END_OF_TEXT if token_id is None or without_embedding else own
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token in the vocabulary's own spelling (Ġ for a space), if it is there."""
@@ -126,18 +125,34 @@ class Tokenizer:
         """
         return self._inner.id_to_token(index(token_id)) if self._has(token_id) else None
 
-    def encode(self, text: str) -> list[int]:
+    @functools.cached_property
+    def before(self) -> list[int]:
+        """The ids that `encode` puts before a text: none, or that of bos_token."""
+        whole = self._inner.encode("a").ids
+        alone = self._inner.encode("a", add_special_tokens=False).ids
+        return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(alone)] == alone)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`; the text of a special token becomes that token.
+
+        Args:
+            add_special_tokens: with what the tokenizer puts around a text (`add_bos_token`, a
+                template), if anything: so a model reads a prompt. Without it for a part of one.
 
         Raises:
             TypeError: not a str.
-            ValueError: a lone surrogate, which is half a character and has no UTF-8 form.
+            ValueError: a lone surrogate, which is half a character and has no UTF-8 form; a token
+                that the model's embedding doesn't have.
         """
         _check_text(text)
-        return self._inner.encode(text, add_special_tokens=False).ids
+        return self._checked(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores.
+    def encode_all(self, texts: Sequence[str], goes_on: Sequence[bool] = ()) -> list[list[int]]:
+        """The ids of parts of documents, with nothing around them, on all cores.
+
+        Args:
+            goes_on: of each text, whether it goes on the one before it, so that
+                `add_prefix_space` puts no space before it; by default none does.
 
         Raises:
             TypeError, ValueError: as `encode`.
@@ -145,11 +160,36 @@ class Tokenizer:
         for text in texts:
             _check_text(text)
         found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        ids = [encoding.ids for encoding in found]
+        if self._going_on is not self._inner:
+            for number, part in enumerate(goes_on):
+                if part:
+                    encoding = self._going_on.encode(texts[number], add_special_tokens=False)
+                    ids[number] = encoding.ids
+        return list(map(self._checked, ids))
+
+    def within(self, rows: int) -> "Tokenizer":
+        """The same for an embedding of so many rows: tokens beyond it are refused in texts.
+
+        Raises:
+            ValueError: tokens of the vocabulary itself lie beyond it, not only added ones.
+        """
+        size = 1 + max(self._inner.get_vocab(with_added_tokens=False).values(), default=-1)
+        if size > rows:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens, the embedding only {rows} rows: use "
+                "the tokenizer that belongs to these weights"
+            )
+        other = copy.copy(self)
+        other._rows = rows if self.vocab_size > rows else None
+        return other
 
     def fingerprint(self) -> str:
-        """A hash of all that decides how a text is cut into tokens."""
-        return hashlib.blake2b(self._inner.to_str().encode(), digest_size=16).hexdigest()
+        """A hash of all that decides how a text is cut into tokens, and which token ends it."""
+        parts = self._inner.to_str()
+        if self.end_of_text != END_OF_TEXT or self._inner.encode_special_tokens:
+            parts += json.dumps([self.end_of_text, self._inner.encode_special_tokens])
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token; none for a row that has no token.
@@ -167,11 +207,16 @@ class Tokenizer:
         """
         return b"".join(map(self.token_bytes, token_ids))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of the tokens; bytes that are not UTF-8 become the replacement character.
 
-        Nothing is skipped or tidied: special tokens show their text, spaces stay as they are.
+        Nothing is tidied: spaces stay as they are, and special tokens show their text.
+
+        Args:
+            skip_special_tokens: leave special tokens out.
         """
+        if skip_special_tokens:
+            token_ids = [i for i in token_ids if index(i) not in self._special]
         return self.decode_bytes(token_ids).decode(errors="replace")
 
     def display(self, token_id: int) -> str:
@@ -197,12 +242,28 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        if self.end_of_text_id is not None:
+        if self._inner.encode_special_tokens:
+            settings["split_special_tokens"] = True
+        if self.roles:
+            settings |= self.roles
+        elif self.end_of_text_id is not None:
             settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         self._inner.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=2) + "\n", encoding="utf-8"
         )
+
+    @functools.cached_property
+    def _going_on(self) -> tokenizers.Tokenizer:
+        return tokenizer_files.without_prefix_space(self._inner)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self._rows is not None and (beyond := [i for i in ids if i >= self._rows]):
+            raise ValueError(
+                f"the text holds {self.id_to_token(beyond[0])!r}, token {beyond[0]}, for which the "
+                f"model has no embedding (it has {self._rows} rows): take it out of the text"
+            )
+        return ids
 
     def _has(self, token_id: int) -> bool:
         if index(token_id) < 0:
@@ -275,22 +336,12 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     return inner
 
 
-def _from_vocabulary_and_merges(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's older layout: vocab.json, merges.txt and, if there, added_tokens.json."""
-    inner = _byte_level(
-        models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    )
-    added = folder / "added_tokens.json"
-    if added.is_file():
-        ids = json.loads(added.read_text(encoding="utf-8"))
-        inner.add_tokens([AddedToken(token) for token in sorted(ids, key=lambda t: ids[t])])
-        for token, token_id in ids.items():
-            if inner.token_to_id(token) != token_id:
-                raise ValueError(
-                    f"{added.name} gives {token!r} id {token_id}, "
-                    f"after vocab.json it is {inner.token_to_id(token)}"
-                )
-    return inner
+def _bytes(token: str) -> bytes:
+    """The bytes of a token of the vocabulary; one that isn't written in their alphabet is text."""
+    try:
+        return bytes([_BYTES[character] for character in token])
+    except KeyError:
+        return token.encode()
 
 
 def _check_text(text: str) -> None:

@@ -10,6 +10,7 @@ import fnmatch
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def _makes(companions: Companions, tokenizer: Tokenizer) -> bool:
     with tempfile.TemporaryDirectory(prefix="gptj_lab-tokenizer-") as aside:
         companions.write(aside)
         try:
-            made = Tokenizer.from_directory(aside)
+            with warnings.catch_warnings():  # they were given when it was loaded
+                warnings.simplefilter("ignore")
+                made = Tokenizer.from_directory(aside)
         except (FileNotFoundError, ValueError):
             return False
     return made.fingerprint() == tokenizer.fingerprint()

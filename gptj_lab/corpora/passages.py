@@ -13,7 +13,8 @@ CHUNK = 1 << 17  # characters of a long document that are held and tokenised tog
 _KINDS = 100  # of notes that are kept apart
 _LONGEST = 1 << 22  # characters without a blank between them that are held
 # Between two words: GPT-2's pattern ends a token there, so the pieces' tokens are the whole's.
-_CUT = re.compile(r"\S(?=\s\S)")
+# Letters on both sides: an added token such as "### End" isn't cut, nor what one may strip.
+_CUT = re.compile(r"\w(?=\s\w)")
 # UTF-8 that was once read as Windows-1252: Ã©, â€™ and their like.
 _MOJIBAKE = re.compile("[ÂÃ][\u0080-\u00bf]|â€.|Ã[ƒ‚„…†‡]")
 

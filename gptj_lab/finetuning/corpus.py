@@ -34,9 +34,9 @@ class Stretch:
     Attributes:
         document: its number, from 0 in the order of reading.
         origin: the file, or the place in a list, that it came from.
-        first: the number of its first token in the document; token 0 is <|endoftext|>.
+        first: the number of its first token in the document; token 0 is the end of text.
         predictions: how many tokens are predicted in it.
-        text: the tokens in words, the <|endoftext|> that opens and closes it included.
+        text: the tokens in words, the end-of-text token that opens and closes it included.
     """
 
     document: int

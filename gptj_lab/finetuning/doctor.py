@@ -194,8 +194,8 @@ def _oddities(train: Windows, report: Report) -> list[str]:
     store = train.store
     if store.end_of_text_id is None:
         said.append(
-            "The tokenizer has no <|endoftext|>: documents have no mark between them, and each "
-            "one's first token is never predicted."
+            "The tokenizer has no token that ends a text: documents have no mark between them, and "
+            "each one's first token is never predicted."
         )
     alone = int(np.count_nonzero(store.documents["length"] < 2))
     if store.end_of_text_id is None and alone:

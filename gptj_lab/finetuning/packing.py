@@ -40,7 +40,7 @@ class Units:
     """Stretches of documents that belong to one side of a split.
 
     Stretch k covers predictions start[k] to start[k] + size[k] of document[k]; prediction i of a
-    document is of its token i + 1. `opens` says that its first token is <|endoftext|>, `closes`
+    document is of its token i + 1. `opens` says that its first token is the end of text, `closes`
     that its last prediction is: between two such stretches the mark is shared.
     """
 

@@ -54,7 +54,7 @@ def prompted(model: LanguageModel, prompt: SoftPrompt, seed: int = 0) -> Languag
         count = model.tokenizer.vocab_size
         ids = jax.random.randint(jax.random.key(seed), (prompt.length,), 0, count)
     else:
-        begin = model.tokenizer.encode(prompt.text)
+        begin = model.tokenizer.encode(prompt.text, add_special_tokens=False)
         ids = jnp.resize(jnp.asarray(begin), (prompt.length,))
     return _with(model, model.network.embed[...][ids])
 

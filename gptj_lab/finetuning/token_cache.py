@@ -15,7 +15,7 @@ import numpy as np
 from gptj_lab.corpora.passages import Passage, ReadingNotes
 from gptj_lab.finetuning import fingerprints
 from gptj_lab.finetuning.token_store import DOCUMENT, FORMAT, TokenStore, open_store
-from gptj_lab.tokenizer import Tokenizer
+from gptj_lab.tokenizer import END_OF_TEXT, Tokenizer
 
 _BATCH = 1 << 19  # characters that are tokenised together
 
@@ -107,6 +107,8 @@ class _Writer:
         self._documents, self._signatures = file("documents.bin"), file("signatures.bin")
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
         self._end = tokenizer.end_of_text_id
+        # A bos_token that the tokenizer puts before a text; where it is the mark, once is enough.
+        self._before = [] if tokenizer.before == [self._end] else tokenizer.before
         self._vocab_size = tokenizer.vocab_size
         self._open: _Document | None = None
         self.count = self.documents = 0
@@ -124,6 +126,8 @@ class _Writer:
             self._open = _Document(self.count, passage.origin, inner=passage.text is None)
             if self._end is not None and passage.text is not None:
                 self._put(np.array([self._end]), trained=True)
+            if passage.text is not None:
+                self._put(np.array(self._before, np.int64), trained=passage.trained)
         if self._open is None:
             raise ValueError(f"{passage.origin}: its first passage doesn't begin a document")
         self._open.add(passage, tokens)
@@ -191,8 +195,12 @@ def _gathered(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
 
 
 def _encode(passages: list[Passage], tokenizer: Tokenizer) -> list[np.ndarray]:
-    texts = tokenizer.encode_all([p.text for p in passages if p.text is not None])
-    encoded = iter(texts)
+    # In what was read <|endoftext|> is the end of a text, whatever token of the tokenizer is that.
+    end = "" if tokenizer.end_of_text_id is None else tokenizer.end_of_text
+    texts = [
+        (p.text.replace(END_OF_TEXT, end), not p.begins) for p in passages if p.text is not None
+    ]
+    encoded = iter(tokenizer.encode_all(*map(list, zip(*texts, strict=True))) if texts else [])
     return [
-        np.asarray(next(encoded) if p.text is not None else p.token_ids, np.int64) for p in passages
+        np.asarray(p.token_ids if p.text is None else next(encoded), np.int64) for p in passages
     ]

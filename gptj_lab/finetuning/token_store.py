@@ -14,10 +14,10 @@ FORMAT = 1  # raised when a cache of an older version must not be used
 DOCUMENT = np.dtype(
     [
         ("offset", "<i8"),  # of its first token
-        ("length", "<i8"),  # tokens, the <|endoftext|> in front included
+        ("length", "<i8"),  # tokens, the end-of-text token in front included
         ("bytes", "<i8"),  # of its text in UTF-8
         ("hash", "<u8"),  # of its words in lower case
-        ("closes", "?"),  # its last token predicts <|endoftext|>
+        ("closes", "?"),  # its last token predicts the end of text
         ("inner", "?"),  # a window cut elsewhere, with documents' bounds inside
     ]
 )
@@ -31,7 +31,8 @@ class TokenStore:
         name: the folder's name, a hash of content, tokenizer and settings.
         documents: a record a document, see DOCUMENT.
         signatures: uint32 [documents, 64], for near-duplicates, see fingerprints.
-        end_of_text_id: what stands in front of each document and closes it, if there is one.
+        end_of_text_id: what stands in front of each document and closes it, if there is one: the
+            tokenizer's eos_token, <|endoftext|> in GPT-2's.
         notes: what reading the sources found.
         origins: where the documents came from, by the number of the first of each file.
     """
@@ -48,7 +49,7 @@ class TokenStore:
     def read(self, document: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(int32 [count] tokens, bool [count] whether trained on) of a document, from `start`.
 
-        One token past its end is the <|endoftext|> that closes it.
+        One token past its end is the end-of-text token that closes it.
         """
         record = self.documents[document]
         begin, length = int(record["offset"]), int(record["length"])

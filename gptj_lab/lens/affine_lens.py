@@ -114,7 +114,7 @@ def windows(model: LanguageModel, texts: Sequence[str], seq: int) -> Int[np.ndar
     """
     if not 1 <= seq <= model.config.context:
         raise ValueError(f"seq is {seq}: 1 to {model.config.context} tokens fit into the context")
-    ids = np.concatenate([np.zeros(0, np.int64), *map(model.tokenizer.encode, texts)])
+    ids = np.concatenate([np.zeros(0, np.int64), *model.tokenizer.encode_all(texts)])
     if len(ids) < seq:
         raise ValueError(f"the texts have {len(ids)} tokens: a window of seq={seq} is needed")
     return ids.astype(np.int32)

@@ -40,7 +40,7 @@ def token_id_of(model: LanguageModel, token: str | int, what: str = "token") -> 
         ValueError: a text of several tokens or none, or an id outside the vocabulary.
     """
     if isinstance(token, str):
-        ids = model.tokenizer.encode(token)
+        (ids,) = model.tokenizer.encode_all([token], goes_on=[True])
         if len(ids) != 1:
             pieces = " ".join(map(model.tokenizer.display, ids)) or "nothing"
             raise ValueError(

@@ -1,0 +1,215 @@
+"""A folder's tokenizer equals transformers' AutoTokenizer: ids, decoded text and roles."""
+
+import json
+import warnings
+
+import pytest
+import tokenizer_setups as setups
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+
+from gptj_lab.tokenizer import StreamDecoder, Tokenizer, train_bpe
+
+transformers = pytest.importorskip("transformers", "5.0", "the comparison is with transformers 5")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A BPE of 700 tokens, soon loaded."""
+    samples = setups.SAMPLES.glob("*.[tj]*")
+    return train_bpe([path.read_text("utf-8")[:40_000] for path in samples], 700)._inner
+
+
+def both(make, folder, base):
+    make(folder, base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Tokenizer.from_directory(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def agree(ours, theirs, size):
+    added = [token.content for token in theirs.added_tokens_decoder.values()]
+    found = setups.texts(size, added)
+    for text in found:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids
+        bare = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False) == bare
+        assert ours.decode(ids) == theirs.decode(ids)
+        skipped = theirs.decode(ids, skip_special_tokens=True)
+        assert ours.decode(ids, skip_special_tokens=True) == skipped
+        stream = StreamDecoder(ours)
+        assert "".join(map(stream.push, ids[:2000])) + stream.flush() == ours.decode(ids[:2000])
+    return found
+
+
+@pytest.mark.parametrize("make", [*setups.TEN, *setups.MORE], ids=lambda make: make.__name__)
+def test_equals_transformers(make, tmp_path, small):
+    ours, theirs = both(make, tmp_path, small)
+    agree(ours, theirs, 20_000)
+    assert ours.vocab_size == len(theirs)
+    known = {
+        role: getattr(theirs, role) for role in transformers.GPT2Tokenizer.SPECIAL_TOKENS_ATTRIBUTES
+    }
+    assert {role: ours.roles.get(role) for role in known} == known
+    ends = [] if theirs.eos_token_id is None else [theirs.eos_token_id]
+    assert ends in ([ours.end_of_text_id], [])
+    for token_id in range(690, ours.vocab_size):
+        assert ours.display(token_id).isprintable()
+        assert ours.id_to_token(token_id) == theirs.convert_ids_to_tokens(token_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", setups.TEN, ids=lambda make: make.__name__)
+def test_equals_transformers_on_a_megabyte(make, tmp_path):
+    ours, theirs = both(make, tmp_path, Tokenizer.gpt2(0)._inner)
+    assert sum(len(text.encode()) for text in agree(ours, theirs, 1_050_000)) > 1_000_000
+
+
+def test_an_added_token_keeps_its_letters(small):
+    """tokenizers' decoder takes letters of GPT-2's alphabet for bytes: "Caf\ufffd"."""
+    inner = Inner.from_str(small.to_str())
+    inner.add_tokens(["Café"])
+    ours = Tokenizer(inner)
+    assert ours.decode(ours.encode("a Café")) == "a Café"
+
+
+def test_text_that_goes_on_gets_no_prefix_space(small, tmp_path):
+    setups.gpt2_prefix_space(tmp_path, small)
+    ours = Tokenizer.from_directory(tmp_path)
+    first, rest = ours.encode_all(["the sea", "man\nof"], [False, True])
+    assert ours.decode([*first, *rest]) == " the seaman\nof"
+    setups.gpt2_bos(tmp_path, small)
+    (tmp_path / "tokenizer.json").unlink()
+    ours = Tokenizer.from_directory(tmp_path)
+    assert ours.before == [ours.token_to_id("<|begin|>")] == ours.encode("")
+    assert ours.encode_all(["the"]) == [ours.encode("the")[1:]]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (setups.disagreeing, "pre_tokenizer.*normalizer.*add_bos_token.*<in file>.*GPT2Tokenizer"),
+        (setups.neox_template, "post_processor is not used.*GPTNeoXTokenizer"),
+    ],
+)
+def test_what_transformers_5_leaves_out_is_told(make, told, small, tmp_path):
+    make(tmp_path, small)
+    with pytest.warns(UserWarning, match=told):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_nothing_is_told_of_usual_files(small, tmp_path):
+    for make in (setups.gpt2, setups.neox_spaces, setups.codegen, setups.chat, setups.template):
+        make(tmp_path, small)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Tokenizer.from_directory(tmp_path)
+
+
+def _changed(inner, **parts):
+    state = json.loads(inner.to_str())
+    return Inner.from_str(json.dumps(state | parts))
+
+
+def _model(inner, **parts):
+    state = json.loads(inner.to_str())
+    return Inner.from_str(json.dumps(state | {"model": state["model"] | parts}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer_class": "BertTokenizer"}, "BertTokenizer.*PreTrainedTokenizerFast"),
+        ({"tokenizer_class": "T5TokenizerFast"}, "T5Tokenizer"),
+        ({"auto_map": {"AutoTokenizer": ["own.Own", None]}}, "auto_map.*own.Own"),
+        ({"auto_map": ["own.Own", None]}, "auto_map.*own.Own"),
+        ({"add_prefix_space": "yes"}, "add_prefix_space is 'yes'"),
+        ({"eos_token": 5}, "eos_token is 5"),
+        ({"eos_token": {"lstrip": True}}, "eos_token is .*lstrip"),
+        ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "'x' is no token id"),
+        ({"added_tokens_decoder": {"700": "<a>"}}, "added_tokens_decoder is '<a>'"),
+        ({"added_tokens_decoder": ["<a>"]}, "holds a list"),
+        ({"added_tokens_decoder": {"900": {"content": "<a>"}}}, "'<a>'.* id 900.*gets 700"),
+        ({"extra_special_tokens": "<a>"}, "extra_special_tokens is '<a>'"),
+        ({"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.json"]}, "fast_tokenizer_files"),
+        (
+            {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True},
+            "clean_up.* is true",
+        ),
+        ([1], "tokenizer_config.json holds a list"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(settings, message, small, tmp_path):
+    setups.file_alone(tmp_path, small)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda inner: _model(inner, dropout=0.1), "dropout of its model is 0.1"),
+        (lambda inner: _model(inner, end_of_word_suffix="</w>"), "end_of_word_suffix .*'</w>'"),
+        (lambda inner: _changed(inner, pre_tokenizer=None), "pre-tokenizer is none"),
+        (
+            lambda inner: _changed(
+                inner, pre_tokenizer=json.loads(pre_tokenizers.Metaspace().__getstate__())
+            ),
+            "pre-tokenizer is Metaspace",
+        ),
+        (lambda _: Inner(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")), "is WordPiece"),
+        (lambda _: Inner(models.Unigram([("a", 0.0)])), "is Unigram"),
+    ],
+)
+def test_other_kinds_of_tokenizer_are_refused_by_name(change, message, small, tmp_path):
+    change(small).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}.*byte-level BPE"):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("spiece.model", "SentencePiece"), ("vocab.txt", "WordPiece")]
+)
+def test_other_kinds_of_file_are_named(name, kind, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is a {kind}"):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer_config.json", "{"), ("special_tokens_map.json", "[]"), ("added_tokens.json", "3")],
+)
+def test_damaged_files_are_named(name, content, small, tmp_path):
+    setups.file_alone(tmp_path, small)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("make", [*setups.TEN, *setups.MORE], ids=lambda make: make.__name__)
+def test_saved_and_loaded_again(make, small, tmp_path):
+    ours, _ = both(make, tmp_path, small)
+    ours.save(tmp_path / "again")
+    again = Tokenizer.from_directory(tmp_path / "again")
+    assert again.fingerprint() == ours.fingerprint()
+    assert again.end_of_text_id == ours.end_of_text_id
+    assert again.roles == ours.roles or not ours.roles
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    text = setups.texts(4000, ["<|im_end|>", "  "])[2]
+    assert theirs(text)["input_ids"] == again.encode(text) == ours.encode(text)
+
+
+def test_tokens_without_an_embedding_are_refused_in_texts(small):
+    ours = Tokenizer(Inner.from_str(small.to_str()), {"pad_token": "[PAD]"})
+    ours._inner.add_tokens(["[PAD]"])
+    fits = Tokenizer(ours._inner).within(700)
+    assert fits.encode("a cat") == small.encode("a cat").ids
+    with pytest.raises(ValueError, match=r"'\[PAD\]', token 700.*700 rows"):
+        fits.encode("a [PAD] cat")
+    stops = Tokenizer(ours._inner, {"eos_token": "[PAD]"})
+    assert (stops.end_of_text_id, stops.within(700).end_of_text) == (700, "<|endoftext|>")
+    with pytest.raises(ValueError, match="only 699 rows"):
+        ours.within(699)
