@@ -48,8 +48,7 @@ def read_bandwidth() -> float:
 def ours(model: LanguageModel, batch: int) -> tuple[float, float]:
     """Seconds of prefill with one token, and seconds a token after it."""
     prompt = _prompt(model)
-    end = [] if model.tokenizer.end_of_text_id is None else [model.tokenizer.end_of_text_id]
-    run = Decoding(model, [prompt] * batch, max_new_tokens=NEW, temperature=0, ban=end)
+    run = Decoding(model, [prompt] * batch, max_new_tokens=NEW, temperature=0, end_tokens=[])
     begun = time.perf_counter()
     run.advance()
     first = time.perf_counter()

@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=argparse.SUPPRESS, help="a text that ends it; repeatable"
     )
     generate.add_argument(
+        "--end-token", action="append", default=argparse.SUPPRESS, dest="end_tokens",
+        help="a token that ends it, text or id, in place of the model's own; repeatable; '' = none",
+    )  # fmt: skip
+    generate.add_argument(
         "--keep-end", action="store_true", help="of a prompt too long, keep the end"
     )
     generate.add_argument(
@@ -175,6 +179,9 @@ def _lab(chosen: argparse.Namespace) -> int:
 def _generate(chosen: argparse.Namespace) -> int:
     names = [name.replace("-", "_") for name in (*_SETTINGS, "stop", "keep-end")]
     settings = {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}
+    if hasattr(chosen, "end_tokens"):
+        named = [int(end) if end.isdecimal() else end for end in chosen.end_tokens if end]
+        settings["end_tokens"] = named
     prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
     _keep_compiled_programs()
     import gptj_lab

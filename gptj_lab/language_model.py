@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from gptj_lab import presets
+from gptj_lab import end_tokens, presets
 from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
 from gptj_lab.checkpoints.companions import Companions, carry
 from gptj_lab.checkpoints.convert import tokenizer_of
@@ -47,6 +47,8 @@ class LanguageModel:
         tokenizer: text to token ids and back.
         name: what it was loaded as.
         mesh: the devices that the weights are cut over; None where there is one.
+        end_tokens: the ids of the tokens that end a text, all that config.json,
+            generation_config.json and the tokenizer name; what is set here counts from then on.
         companions: the small files that lay beside the weights; none if it was made in memory.
     """
 
@@ -59,17 +61,14 @@ class LanguageModel:
         mesh: jax.sharding.Mesh | None = None,
         companions: Companions | None = None,
     ):
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only "
-                f"{config.vocab_size} rows: use the tokenizer that belongs to these weights"
-            )
         self.config = config
         self.network = network if mesh is None else sharding.place(network, config, mesh)
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer.within(config.vocab_size)
         self.name = name
         self.mesh = mesh
         self.companions = companions or Companions()
+        generation = self.companions.json("generation_config.json")
+        self.end_tokens = end_tokens.declared(config, generation, self.tokenizer)
 
     def __repr__(self) -> str:
         return (
@@ -106,9 +105,9 @@ class LanguageModel:
         """Completions of one prompt or several, the samples of each prompt side by side.
 
         The settings are those of `gptj_lab.generation.decoding.Decoding` (max_new_tokens, stop,
-        seed, samples, keep_end) and of `gptj_lab.generation.sampling.make_settings` (temperature,
-        top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty,
-        token_bias, ban).
+        end_tokens, seed, samples, keep_end) and of `gptj_lab.generation.sampling.make_settings`
+        (temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
+        presence_penalty, token_bias, ban).
 
         Raises:
             TypeError, ValueError: the message names the setting, its value and the fix.

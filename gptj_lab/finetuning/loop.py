@@ -21,6 +21,7 @@ from gptj_lab.finetuning.settings import Settings
 from gptj_lab.finetuning.soft_prompts import SoftPrompt
 from gptj_lab.finetuning.telling import Quiet
 from gptj_lab.finetuning.trainer import Trainer
+from gptj_lab.generation.finite import NotFiniteError, remedy
 
 _FEW = 5  # steps whose mean loss tells that it grows
 _GROWTH = 1.5  # times the first loss, and a nat more
@@ -185,6 +186,9 @@ class Loop:
                     self._broken = f"step {self.taken:,}: the held-out loss became {_odd(loss)}"
                     return
                 samples = self.measuring.samples(go_on)
+        except NotFiniteError as error:
+            self._broken = f"step {self.taken:,}: {error}"
+            return
         except Interrupted:  # done again when the run goes on
             return
         before = self.evaluations
@@ -283,8 +287,8 @@ class Loop:
             at = self._back_at = self._go_back()
         if at is None:
             self.error = (
-                f"{began}, and so it was before anything was trained: the model's weights, or the "
-                "dtype, don't suit this text"
+                f"{began}, and so it was before anything was trained: the logits are not finite in "
+                f"{self.trainer.dtype}: {remedy(self.trainer.dtype)}"
             )
         else:
             rate = self.trainer.optimiser.rate(self.step, self.steps)

@@ -152,6 +152,11 @@ class Trainer:
         loss, gradient_norm, broken = np.asarray(told).tolist()
         return Measures(loss, gradient_norm, int(broken))
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the activations."""
+        return str(self._dtype)
+
     def loss(self, batches: Iterable[Batch]) -> float | None:
         """Mean loss of the batches in nats a token, dropout off; None where nothing counts."""
         nats, tokens = 0.0, 0.0

@@ -6,14 +6,16 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptj_lab import end_tokens as ends
 from gptj_lab.config import ModelConfig
 from gptj_lab.generation import sampling
+from gptj_lab.generation.finite import NotFiniteError
 from gptj_lab.mesh import sharding
 from gptj_lab.model.cache import Cache, LayerCache, OneRow, empty_cache
 from gptj_lab.model.transformer import Transformer
@@ -45,7 +47,7 @@ class Completion:
     """What the model wrote after one prompt.
 
     Attributes:
-        text: without the stop string or <|endoftext|> that ended it.
+        text: without the stop string or the end token that ended it.
         token_ids: every token made; the last may belong to what ended the text.
         logprobs: of each token under the model itself, in nats.
         alternatives: for each token the likeliest ones in its place: (token id, logprob), best
@@ -72,13 +74,20 @@ class Row:
         finish_reason: None while it goes on.
     """
 
-    def __init__(self, model: LanguageModel, prompt: str, ids: list[int], stop: Sequence[str]):
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt: str,
+        ids: list[int],
+        stop: Sequence[str],
+        end_tokens: Sequence[int] | None = None,
+    ):
         self.prompt, self.prompt_ids = prompt, ids
         self.prompt_tokens: list[Token] | None = None
         self.tokens: list[Token] = []
         self.text = ""
         self.finish_reason: str | None = None
-        self._end = model.tokenizer.end_of_text_id
+        self._ends = frozenset(model.end_tokens if end_tokens is None else end_tokens)
         self._stop = stop
         self._decoder = StreamDecoder(model.tokenizer)
         self._decoded = ""
@@ -86,7 +95,7 @@ class Row:
     def push(self, token: Token, limit: int) -> None:
         """Takes one token; `limit` is the number at which the text is long enough."""
         self.tokens.append(token)
-        if token.id == self._end:
+        if token.id in self._ends:
             self._finish("end_of_text")
             return
         self._decoded += self._decoder.push(token.id)
@@ -140,6 +149,7 @@ class Decoding:
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
+        end_tokens: ends.EndTokens | None = None,
         seed: int = 0,
         samples: int = 1,
         keep_end: bool = False,
@@ -151,6 +161,8 @@ class Decoding:
         Args:
             max_new_tokens: tokens to make at most; fewer where the context is full before.
             stop: texts that end a completion; they are not part of it.
+            end_tokens: tokens that end a completion, as ids or as the text of one token each, in
+                place of `model.end_tokens`; with [] it never ends by itself.
             seed: the same seed gives a prompt the same text, alone or in a batch.
             samples: completions of each prompt.
             keep_end: of a prompt too long for the context, keep the end; otherwise it is refused.
@@ -172,6 +184,10 @@ class Decoding:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop holds {text!r}: non-empty texts are needed")
+        if end_tokens is None:
+            self._ends = tuple(model.end_tokens)
+        else:
+            self._ends = ends.chosen(end_tokens, model.tokenizer, config.vocab_size)
         self._settings = sampling.make_settings(config.vocab_size, **sampling_settings)
         self._model = model
         self._prompts = [_prompt_ids(model, prompt, limit, keep_end) for prompt in prompts]
@@ -179,7 +195,7 @@ class Decoding:
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
         self.rows = [
-            Row(model, prompt, ids, stop)
+            Row(model, prompt, ids, stop, self._ends)
             for prompt, ids in zip(prompts, self._prompts, strict=True)
             for _ in range(samples)
         ]
@@ -190,7 +206,11 @@ class Decoding:
         self._state: _State | None = None
 
     def advance(self) -> bool:
-        """Makes some more tokens; whether a row still goes on."""
+        """Makes some more tokens; whether a row still goes on.
+
+        Raises:
+            NotFiniteError: the logits are NaN or infinite, so no token is better than another.
+        """
         if self.done:
             return False
         begun = time.perf_counter()
@@ -211,7 +231,7 @@ class Decoding:
             np.pad(made, (0, fill)),
             state.prompt_lengths,
             np.int32(steps),
-            np.int32(-1 if self._end is None else self._end),
+            np.array(_padded_ends(self._ends), np.int32),
             dtype=self._model.dtype,
             mesh=self._model.mesh,
         )
@@ -220,6 +240,8 @@ class Decoding:
         for i, row in enumerate(self.rows):
             for step in range(steps):
                 if row.finish_reason is None:
+                    if not np.isfinite(logprobs[i, step]):
+                        self._refuse(f"at new token {len(row.tokens) + 1}")
                     token = _token(
                         ids[i, step], logprobs[i, step], top_ids[i, step], top_logprobs[i, step]
                     )
@@ -255,7 +277,6 @@ class Decoding:
     def _prefill(self) -> _State:
         config, model = self._model.config, self._model
         self._form, self._weights = _split(model.network)
-        self._end = model.tokenizer.end_of_text_id
         virtual = len(self._virtual)
         lengths = [virtual + len(ids) for ids in self._prompts]
         width = min(_bucket(max(lengths), _SHORTEST_PROMPT), config.context)
@@ -282,6 +303,9 @@ class Decoding:
             cache, logits, counts = _gather((cache, logits, counts), owner, mesh=model.mesh)
         if thoughts is not None:
             logprobs, top_ids, top_logprobs = jax.device_get(thoughts)
+            for prompt, row in enumerate(logprobs[: len(self._prompts)]):
+                if not np.isfinite(row[virtual : lengths[prompt] - 1]).all():
+                    self._refuse("at a token of the prompt")
             for i, row in enumerate(self.rows):
                 p = i // self._samples
                 row.prompt_tokens = [Token(row.prompt_ids[0], float("nan"), ())] + [
@@ -291,6 +315,10 @@ class Decoding:
         keys = jnp.stack([self._keys[i % self._samples] for i in range(rows)])
         arrays = (cache, logits, counts, jnp.zeros_like(counts))
         return _State(rows, arrays, keys, prompt_lengths[owner])
+
+    def _refuse(self, where: str) -> NoReturn:
+        self.cancel()
+        raise NotFiniteError(self._model.dtype, where)
 
 
 class _State(NamedTuple):
@@ -411,12 +439,16 @@ def _chunk(
     made: jax.Array,
     prompt_lengths: jax.Array,
     steps: jax.Array,
-    end: jax.Array,
+    ends: jax.Array,
     *,
     dtype: str,
     mesh: jax.sharding.Mesh | None,
 ) -> Any:
-    """`steps` tokens for each row, fewer if all rows have come to the end of their text."""
+    """`steps` tokens for each row, fewer if all rows have come to the end of their text.
+
+    A row also ends where its logits hold NaN or +infinity: then the log-probability of the token
+    isn't finite. (What is banned has -infinity only in the scores.)
+    """
     network = form.of(weights)
     cache, logits, prompt_counts, counts = arrays
     batch, vocab = logits.shape
@@ -449,7 +481,8 @@ def _chunk(
         positions = (prompt_lengths + made + i)[:, None]
         logits, cache = network(token[:, None], positions=positions, cache=cache, dtype=dtype)
         cache, logits, counts = _on_mesh(cache, (logits[:, 0], counts), mesh)
-        return i + 1, goes_on & (token != end), cache, logits, counts, out
+        ended = (token[:, None] == ends[None, :]).any(-1) | ~jnp.isfinite(told[1])
+        return i + 1, goes_on & ~ended, cache, logits, counts, out
 
     def unfinished(carry: Any) -> jax.Array:
         return (carry[0] < steps) & carry[1].any()
@@ -485,6 +518,11 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+def _padded_ends(ends: Sequence[int]) -> list[int]:
+    """The end tokens, filled up to few lengths with what no token is."""
+    return [*ends, *[-1] * (_bucket(len(ends), 4) - len(ends))]
+
+
 def _whole(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}: a whole number of at least 1 is needed")
@@ -498,7 +536,8 @@ def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -
     ids = model.tokenizer.encode(prompt)
     if not ids:
         raise ValueError(
-            "the prompt is empty: give some text, or '<|endoftext|>' to begin a new document"
+            f"the prompt is empty: give some text, or {model.tokenizer.end_of_text!r} to begin a "
+            "new document"
         )
     context = model.config.context - len(model.virtual_tokens)
     if len(ids) >= context and not keep_end:
@@ -508,5 +547,7 @@ def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -
             "its end"
         )
     if keep_end and len(ids) + limit > context:
-        return ids[-max(context - limit, context // 2) :]
+        begin = len(model.tokenizer.before)  # a token that every text begins with stays
+        kept = max(context - limit, context // 2) - begin
+        return [*ids[:begin], *ids[len(ids) - kept :]]
     return ids

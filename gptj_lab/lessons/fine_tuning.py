@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptj_lab.generation.finite import NotFiniteError
 from gptj_lab.lessons.verdict import UNANSWERED, Verdict, not_yet, right, tried
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ _ROWS = 4  # windows read at a time
 def nats_a_token(model: LanguageModel, text: str, context: int = 128) -> float:
     """The mean loss of a text in nats a token, read in windows of `context` tokens.
 
-    The first token of the text is predicted from <|endoftext|>, the first of each later window
-    from the last token of the one before.
+    The first token of the text is predicted from the mark between documents, the first of each
+    later window from the last token of the one before.
 
     Raises:
-        ValueError: the text is empty.
+        ValueError: the text is empty, or the model's logits on it are not finite.
     """
-    ids = model.tokenizer.encode(text)
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise ValueError("the text is empty: there is nothing to measure")
     ids = np.array([model.tokenizer.end_of_text_id or 0, *ids])
@@ -43,6 +44,8 @@ def nats_a_token(model: LanguageModel, text: str, context: int = 128) -> float:
         logprobs = jax.nn.log_softmax(model.logits(rows[first : first + _ROWS]))
         chosen = jnp.take_along_axis(logprobs, jnp.maximum(wanted, 0)[..., None], -1)[..., 0]
         nats -= float(jnp.where(wanted >= 0, chosen, 0).sum())
+    if not np.isfinite(nats):
+        raise NotFiniteError(model.dtype, "so the text can't be measured")
     return nats / (len(ids) - 1)
 
 

@@ -454,7 +454,9 @@ class Explorer(anywidget.AnyWidget):
         self._edit(state.get("interventions", []), remember=False)
 
     def _begin(self, max_new_tokens: Any, temperature: Any, seed: Any) -> None:
-        text = self._session.model.tokenizer.decode(self._session.a.ids.tolist())
+        tokenizer, ids = self._session.model.tokenizer, self._session.a.ids.tolist()
+        begin = len(tokenizer.before)  # which the tokenizer puts there once more
+        text = tokenizer.decode(ids[begin:] if ids[:begin] == tokenizer.before else ids)
         self._decoding = Decoding(
             self._session.model, text, max_new_tokens=max_new_tokens, temperature=temperature,
             seed=seed,
