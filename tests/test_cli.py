@@ -232,6 +232,28 @@ def test_finetune_reads_the_field_that_is_named(quick_compiles, folder, text, tm
     assert f"{tokens} tokens: one window of 16 to train on" in capsys.readouterr().out
 
 
+def test_what_is_said_of_the_data_reaches_its_reading(folder, tmp_path, capsys, monkeypatch):
+    rows, chat, table = tmp_path / "rows.jsonl", tmp_path / "chat.txt", tmp_path / "t.parquet"
+    rows.write_text(json.dumps({"Frage": "Wer?", "Antwort": "Ich."}) + "\n")
+    chat.write_text("05/03/2024, 20:14 - Anna: Hi\n05/03/2024, 20:15 - Ben: Yo\n")
+    table.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for path, more, message in (
+        (rows, ("--prompt-field", "Frage", "--answer-field", "Antwurt"), "no field 'Antwurt'"),
+        (rows, ("--system-field", "Rolle", "--text-field", "x"), "are both given"),
+        (
+            chat,
+            ("--me", "Zed"),
+            "without 'Zed', left out: me is none of its people: chat.txt: Anna",
+        ),
+        (chat, ("--encoding", "klingon"), "encoding is 'klingon', which Python doesn't know"),
+        (table, (), "pip install 'gptj_lab[data]'"),
+    ):
+        assert finetune(folder, path, tmp_path / "out", *more) == 2
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1 and out == ""
+
+
 def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, capsys, monkeypatch):
     run = type("Run", (), {"status": "stopped"})()
     monkeypatch.setattr("gptj_lab.finetuning.run.finetune", lambda *given, **more: run)

@@ -1,6 +1,6 @@
 """Which files are read, by the ending of their names, and what to do with those that aren't."""
 
-TEXTS = (".txt", ".text", ".rst", ".tex", ".org", ".adoc", ".log")
+TEXTS = (".txt", ".text", ".rst", ".tex", ".adoc", ".log", ".org")
 MARKDOWN = (".md", ".markdown", ".mdx", ".qmd", ".rmd")
 SUBTITLES = (".srt", ".vtt")
 LINES = (".jsonl", ".ndjson")
@@ -24,12 +24,12 @@ CODE = (
     ".sol",
 )  # fmt: skip
 
-# A text that ends so is the name of a file, blanks or not; "see main.c" may be a text.
+# A text that ends so is a file's name, blanks or not; "see main.c" or a site.org may be a text.
 UNMISTAKABLE = (
-    *TEXTS, *MARKDOWN, *SUBTITLES, *LINES, *JSON, *SEPARATED, *ARROW, *RECORDS, *WEB, *DOCUMENTS,
-    *NOTEBOOKS, *ARCHIVES, ".py",
+    *TEXTS[:-1], *MARKDOWN, *SUBTITLES, *LINES, *JSON, *SEPARATED, *ARROW, *RECORDS, *WEB,
+    *DOCUMENTS, *NOTEBOOKS, *ARCHIVES, ".py",
 )  # fmt: skip
-KINDS = (*UNMISTAKABLE, *CODE)
+KINDS = (*UNMISTAKABLE, ".org", *CODE)
 _PACKABLE = (*TEXTS, *MARKDOWN, *SUBTITLES, *LINES, *JSON, *SEPARATED, *CODE)
 _PACKINGS = (".gz", ".zst")
 

@@ -31,6 +31,7 @@ from gptj_lab.corpora.passages import documents as text_passages
 from gptj_lab.corpora.rows import row_passages, whole_passages
 
 _SNIFFED = 1 << 14  # characters that tell a chat from a text
+_NAME_WORDS = 4  # of a file's name in a list: a longer text that ends so is a sentence
 _PLAIN = ReadingOptions()
 
 
@@ -79,8 +80,8 @@ def passages(
     A source is a path (a file, or a folder with all that is below it), a text, a HubDataset, a
     table in memory (of pandas, polars, pyarrow, datasets), a dict (a row, columns, or lists of
     rows), or an iterable of such, of rows (dicts, lists of messages, pairs) and of texts. A str is
-    a path if there is such a file, if it has an ending that is read, or has no blanks in it (of
-    several: and has a slash); else it is a text.
+    a path if there is such a file, if it has an ending that is read (of several: and at most four
+    words), or has no blanks in it (of several: and has a slash); else it is a text.
 
     Raises:
         FileNotFoundError: a path leads nowhere.
@@ -132,7 +133,10 @@ def is_path(text: str, *, alone: bool = True) -> bool:
     """Whether a str, alone or one of several, names a file rather than being a text."""
     if len(text) > 1024 or not text.strip() or {"\n", "\0"} & set(text):
         return False
-    if (kind := kinds.kind_of(text)) in kinds.UNMISTAKABLE or os.path.exists(text):
+    if os.path.exists(text):
+        return True
+    kind = kinds.kind_of(text)
+    if kind in kinds.UNMISTAKABLE and (alone or len(text.split()) <= _NAME_WORDS):
         return True
     if any(character.isspace() for character in text):
         return False

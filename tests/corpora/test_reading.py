@@ -97,12 +97,16 @@ def test_texts_and_paths_are_told_apart(tmp_path):
     assert read([str(tmp_path / "t.txt"), "a text", "word", {"text": "a row"}])[0] == [
         "from a file", "a text", "word", "a row",
     ]  # fmt: skip
+    for text in ("Then we opened the file notes.txt", "Ask at sea.org", "The answer is in main.c"):
+        assert read([text])[0] == [text]
     assert read("Once upon a time.")[0] == ["Once upon a time."]
     for missing in ("stories", "my stories.txt", tmp_path / "none"):
         with pytest.raises(FileNotFoundError, match="is no file or folder"):
             read(missing)
     with pytest.raises(FileNotFoundError):
         read(["data/none"])
+    with pytest.raises(FileNotFoundError, match="to train on these words themselves"):
+        read(["my stories.txt", "my other stories.txt"])
     (tmp_path / "a.doc").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"a\.doc is of no kind that is read: save it as \.docx"):
         read(tmp_path / "a.doc")
