@@ -23,26 +23,26 @@ _SLACK_SAID = {None, "thread_broadcast", "bot_message", "me_message", "file_shar
 _SLACK_LINK = re.compile(r"<([@#!]?)([^<>|]*)(?:\|([^<>]*))?>")
 
 
-def of_object(value: Mapping[str, Any]) -> list[Chat] | None:
-    """The chats of an exported object; None of another one."""
+def of_object(value: Mapping[str, Any]) -> Iterator[Chat] | None:
+    """The chats of an exported object, made one by one; None of another object."""
     messages = value.get("messages")
     if isinstance(messages, list) and {"guild", "channel"} <= value.keys():
-        return [_discord(value)]
+        return map(_discord, [value])
     if isinstance(messages, list) and {"type", "id"} <= value.keys():
-        return [_telegram(value)]
+        return map(_telegram, [value])
     if isinstance(value.get("chats"), Mapping) and isinstance(value["chats"].get("list"), list):
-        return [_telegram(chat) for chat in value["chats"]["list"] if isinstance(chat, Mapping)]
+        return map(_telegram, value["chats"]["list"])
     return None
 
 
 def _telegram(chat: Mapping[str, Any]) -> Chat:
     messages, left_out = [], 0
     for entry in chat.get("messages", []):
-        text = entry.get("text", "") if isinstance(entry, Mapping) else ""
+        text = entry.get("text", "")
         if isinstance(text, list):  # words and entities: bold, links, ...
             parts = (part.get("text", "") if isinstance(part, Mapping) else part for part in text)
             text = "".join(map(str, parts))
-        who = entry.get("from") if isinstance(entry, Mapping) else None
+        who = entry.get("from")
         if entry.get("type") != "message" or not isinstance(who, str) or not text.strip():
             left_out += 1
             continue

@@ -65,7 +65,10 @@ def example_of(row: Mapping[Any, Any], options: ReadingOptions) -> tuple[Example
     if not (options.prompt_field or options.answer_field) and chat is not None:
         return _chat(row, chat, there, options)
     if {"mapping", "current_node"} <= there.keys():
-        turns = chat_exports.chatgpt_turns(row)
+        try:
+            turns = chat_exports.chatgpt_turns(row)
+        except (AttributeError, TypeError) as error:
+            raise Unclear("it isn't a conversation as ChatGPT's export has it") from error
         return Example(turns=tuple(turns)), set(row)
     found = _pair(row, there, options)
     if found is not None:
@@ -141,8 +144,9 @@ def _pair(
         return Example(turns=tuple([*before, *asked, *answered])), used
     if (
         isinstance(row[answer], list)
+        and row[answer]
         and isinstance(row[answer][0], Mapping)
-        and (_speaker(row[answer][0]) is not None)
+        and _speaker(row[answer][0]) is not None
     ):  # UltraFeedback's: the prompt is a text and `chosen` the whole conversation
         return Example(turns=tuple([*before, *turns_of(row[answer], str(answer))])), used
     return Example(

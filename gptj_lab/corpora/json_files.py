@@ -189,7 +189,7 @@ def rows_of(value: Mapping[str, Any], name: str, notes: ReadingNotes) -> tables.
     """
     chat = any(columns.plain_name(key) in columns.CHATS for key in value)
     listed = {key: rows for key, rows in value.items() if _is_rows(rows)} if not chat else {}
-    if {"columns", "data"} <= value.keys() and isinstance(value["data"], list):
+    if _is_split(value):
         heads = [str(head) for head in value["columns"]]
         for number, row in enumerate(value["data"], 1):
             yield f"row {number:,}", dict(zip(heads, row, strict=False))
@@ -208,6 +208,16 @@ def rows_of(value: Mapping[str, Any], name: str, notes: ReadingNotes) -> tables.
         yield "", value
 
 
+def _is_split(value: Mapping[str, Any]) -> bool:
+    """Whether an object is a table as pandas' to_json(orient="split") writes it."""
+    names, rows = value.get("columns"), value.get("data")
+    return (
+        isinstance(names, list)
+        and isinstance(rows, list)
+        and all(isinstance(row, list) for row in rows)
+    )
+
+
 def _is_rows(rows: Any) -> bool:
     return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
 
@@ -224,11 +234,15 @@ def _paragraphs(rows: list[dict[str, Any]]) -> tables.Rows:
             number += 1
             yield f"row {number:,}", row
             continue
-        for paragraph in row["paragraphs"]:
-            for asked in paragraph.get("qas", []):
+        for paragraph in filter(_is_object, row["paragraphs"]):
+            for asked in filter(_is_object, paragraph.get("qas") or []):
                 number += 1
                 fields = {name: asked.get(name) for name in ("question", "answers")}
                 yield f"question {number:,}", {"context": paragraph.get("context"), **fields}
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _nested(value: Mapping[str, Any]) -> tables.Rows:

@@ -259,8 +259,8 @@ def _separated(path: Path, notes: ReadingNotes, options: ReadingOptions) -> Iter
         return
     whole = itertools.chain([first], rows)
     if chat_exports.DISCORD_COLUMNS <= set(first[1]):
-        chat = chat_exports.discord_rows(row for _, row in whole)
-        yield from _of_chats([chat], path.name, notes, options)
+        chats = (chat_exports.discord_rows(each) for each in [[row for _, row in whole]])
+        yield from _of_chats(chats, path.name, notes, options)
     else:
         yield from _of_rows(whole, path.name, notes, options)
 
@@ -275,8 +275,8 @@ def _json(path: Path, notes: ReadingNotes, options: ReadingOptions) -> Iterator[
     if not place:
         found = _of_object(value, path.name, notes, options)
     elif chat_exports.is_slack_message(value):
-        chat = chat_exports.slack((message for _, message in whole), {})
-        found = _of_chats([chat], path.name, notes, options)
+        chats = (chat_exports.slack(each, {}) for each in [[row for _, row in whole]])
+        found = _of_chats(chats, path.name, notes, options)
     elif columns.is_message(value):  # the whole file is one conversation
         row = [message for _, message in whole]
         found = row_passages(row, path.name, notes, options)
@@ -289,7 +289,7 @@ def _of_object(
     value: Mapping[str, Any], name: str, notes: ReadingNotes, options: ReadingOptions
 ) -> Iterator[Passage]:
     """The passages of one object: an exported chat, or rows in one of several shapes."""
-    if (chats := chat_exports.of_object(value)) is not None:
+    if (chats := chat_exports.of_object(value)) is not None:  # of a program's export
         yield from _of_chats(chats, name, notes, options)
     else:
         yield from _of_rows(json_files.rows_of(value, name, notes), name, notes, options)
@@ -305,7 +305,16 @@ def _of_rows(
 def _of_chats(
     chats: Iterable[Chat], name: str, notes: ReadingNotes, options: ReadingOptions
 ) -> Iterator[Passage]:
-    for chat in chats:
+    source = iter(chats)
+    while True:
+        try:
+            chat = next(source, None)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = "an exported chat that isn't as its program writes it, left out"
+            notes.skip(what, f"{name} ({type(error).__name__}: {error!s:.100})")
+            return
+        if chat is None:
+            return
         for place, example in conversations(chat, options.me, name, notes):
             yield from whole_passages(example, place, notes, name)
 

@@ -82,13 +82,21 @@ def _tell(
     for name, value in row.items():
         if name in used or not isinstance(value, str) or len(value.split(None, 3)) < 3:
             continue
-        if example.answer and example.answer.strip() in value and example.prompt in value:
-            continue  # the same, filled into a form: Alpaca's `text`
+        if _is_said(value, example):
+            continue
         fault = f"a row whose field {str(name)!r} holds text that isn't used"
         if options.named:  # then by intention
             notes.remark(fault, place)
         else:
             notes.skip(f"{fault} (naming those that are, prompt_field=..., is an assent)", place)
+
+
+def _is_said(value: str, example: Example) -> bool:
+    """Whether a field repeats what is trained on: UltraChat's prompt, Alpaca's filled-in form."""
+    if example.answer and example.answer.strip() in value and example.prompt in value:
+        return True
+    words = [example.text or "", *(turn.words for turn in example.turns)]
+    return any(value.strip() in each for each in words)
 
 
 def _excerpt(row: Any) -> str:

@@ -131,3 +131,21 @@ def test_half_a_character_costs_its_conversation_only(tmp_path):
     )
     found, said = read(path, me="Ben")
     assert found == ["User: b\n\nAssistant: c"] and "half a character" in said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"name": "x", "type": "personal_chat", "id": 1, "messages": ["Hi"]},
+        {"guild": {}, "channel": [], "messages": [{"type": 0, "content": "a", "author": "b"}]},
+        {"chats": {"list": [7]}}, {"guild": {}, "channel": {}, "messages": [None]},
+        [{"type": "message", "ts": "now", "user": "U1", "text": "Hi"}],
+        [{"mapping": {"1": {"message": "Hi"}}, "current_node": "1"}],
+        [{"mapping": {"1": {}}, "current_node": ["1"]}],
+    ],
+)  # fmt: skip
+def test_exports_that_are_not_as_written_are_a_sentence(tmp_path, value):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(value))
+    found, said = read(path, me="Ben")
+    assert found == [] and ("isn't as its program writes it" in said or "ChatGPT" in said)

@@ -108,6 +108,14 @@ def test_text_that_is_not_used_is_told_and_strict_refuses_it():
 def test_a_copy_of_prompt_and_answer_in_a_form_is_no_text_that_is_lost():
     row = {"instruction": "Do it.", "output": "Done.", "text": "Below: Do it. ### Done."}
     assert read([row], strict=True)[0] == pair("Do it.\n", "Done.")
+    turns = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "I."}]
+    assert read([{"prompt": "Who is it?", "messages": turns}], strict=True)[0]
+
+
+def test_an_empty_answer_is_told():
+    for answer in ("", [], None, {"text": []}):
+        found, said = read([{"question": "Who?", "answers": answer}], answer_field="answers")
+        assert found == [] and "its answers" in said
 
 
 @pytest.mark.parametrize(
