@@ -152,13 +152,10 @@ def _batches(path: Path) -> Iterator[Any]:
             yield from file.iter_batches(batch_size=256)
         return
     import pyarrow
-    from pyarrow import feather, ipc
+    from pyarrow import ipc
 
     with path.open("rb") as opened:
         head = opened.read(6)
-    if head.startswith(b"FEA1"):
-        yield from feather.read_table(path).to_batches(max_chunksize=256)
-        return
     with pyarrow.memory_map(str(path)) as file:
         # The file format (Feather 2 too) begins with ARROW1, what `datasets` saves is a stream.
         reader = ipc.open_file(file) if head == b"ARROW1" else ipc.open_stream(file)

@@ -82,14 +82,14 @@ def test_splits_of_datasets_in_memory_and_on_disk(tmp_path):
         read(tmp_path / "both")
 
 
-@pytest.mark.parametrize("kind", ["arrow file", "arrow stream", "feather", "feather v1"])
+@pytest.mark.parametrize("kind", ["arrow file", "arrow stream", "feather"])
 def test_files_of_arrow(tmp_path, kind):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import feather, ipc
 
     table, path = arrow.table(COLUMNS), tmp_path / f"t.{kind.split()[0]}"
     if kind.startswith("feather"):
-        feather.write_feather(table, path, version=1 if kind.endswith("1") else 2)
+        feather.write_feather(table, path)
     else:
         opened = ipc.new_file if kind == "arrow file" else ipc.new_stream
         with opened(str(path), table.schema) as writer:
