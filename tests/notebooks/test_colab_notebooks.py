@@ -9,8 +9,6 @@ from pathlib import Path
 import nbformat
 import new_session
 import pytest
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from shorter_runs import shortened
@@ -25,18 +23,16 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 pytestmark = pytest.mark.usefixtures("quick_processes")
 
 
-def run(notebook, folder, environment, kernels):
-    manager = AsyncKernelManager(kernel_name="python3")
-    manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[str(kernels)])
-    client = NotebookClient(notebook, timeout=300, km=manager)
-    variables = {k: v for k, v in environment.items() if k != "XLA_FLAGS"}
-    client.execute(cwd=str(folder), env=variables, cleanup_kc=True)
+def run(notebook, folder, environment):
+    client = NotebookClient(notebook, timeout=300, kernel_name="colab")
+    client.execute(cwd=str(folder), env={k: v for k, v in environment.items() if k != "XLA_FLAGS"})
 
 
 @pytest.fixture
-def colab(tmp_path):
+def colab(tmp_path, monkeypatch):
     """A session on a stand-in for Colab: runs notebooks, each in a kernel of its own."""
     content, environment, kernels = (tmp_path / n for n in ("content", "environment", "kernels"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     variables = {
         "PYTHONPATH": f"{STAND_IN}", "PIP_RECORD": str(tmp_path / "pip.jsonl"),
         "GPTJ_LAB_ROOT": str(ROOT), "COLAB_CONTENT": str(content),
@@ -52,9 +48,9 @@ def colab(tmp_path):
         content.mkdir()
         python = new_session.environment(environment)
         argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        (kernels / "python3").mkdir(parents=True, exist_ok=True)
+        (kernels / "colab").mkdir(parents=True, exist_ok=True)
         spec = {"argv": argv, "display_name": "Colab", "language": "python"}
-        (kernels / "python3" / "kernel.json").write_text(json.dumps(spec))
+        (kernels / "colab" / "kernel.json").write_text(json.dumps(spec))
 
     def execute(notebook):
         installs = [i for i, c in enumerate(notebook.cells) if "#@title Install" in c.source]
@@ -63,7 +59,7 @@ def colab(tmp_path):
             notebook.cells.insert(i + 1, nbformat.v4.new_code_cell(place))
         rules = "import google.colab\ngoogle.colab.keep_the_rules(get_ipython().kernel)"
         notebook.cells.insert(0, nbformat.v4.new_code_cell(rules))
-        run(notebook, content, os.environ | variables, kernels)
+        run(notebook, content, os.environ | variables)
 
     def recorded(name):
         path = tmp_path / name
