@@ -50,6 +50,7 @@ class LanguageModel:
         end_tokens: the ids of the tokens that end a text, all that config.json,
             generation_config.json and the tokenizer name; what is set here counts from then on.
         companions: the small files that lay beside the weights; none if it was made in memory.
+        replaced: by adapter, which weights it put in place of the base's (finetuning/replaced.py).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class LanguageModel:
         self.companions = companions or Companions()
         generation = self.companions.json("generation_config.json")
         self.end_tokens = end_tokens.declared(config, generation, self.tokenizer)
+        self.replaced: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return (

@@ -1,46 +1,47 @@
-"""Adapters in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors."""
+"""Adapters in PEFT's format, both ways: adapter_config.json and the tensors beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gptj_lab.checkpoints import families, huggingface
 from gptj_lab.checkpoints.filling import parameter_shapes
+from gptj_lab.checkpoints.torch_files import read_torch
+from gptj_lab.finetuning import begun, joining, peft_config, replaced
 from gptj_lab.finetuning import lora as adapters
-from gptj_lab.finetuning.lora import LoRA
+from gptj_lab.finetuning.lora import Pair
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.mesh import distributed
-from gptj_lab.model.linear import Adapter, Strength
 
 _PREFIX = "base_model.model."
-# What PEFT may write into adapter_config.json that changes the numbers, and the values of it that
-# mean nothing.
-_UNHONOURED = {
-    "use_dora": (False, None), "modules_to_save": (None, []), "bias": ("none", None),
-    "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layer_replication": (None,),
-    "trainable_token_indices": (None,), "lora_bias": (False, None), "use_qalora": (False, None),
-    "target_parameters": (None, []), "megatron_config": (None,), "arrow_config": (None,),
+# base_model.model.transformer.h.0.attn.q_proj.lora_A.weight, some with the adapter's name in it.
+_LOW = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.default)?(?P<kind>\.weight|\.bias)?"
+)
+_PARTS = {
+    ("A", ".weight"): "a", ("B", ".weight"): "b", ("B", ".bias"): "bias",
+    ("magnitude_vector", ".weight"): "magnitude", ("magnitude_vector", None): "magnitude",
 }  # fmt: skip
 
 
-def save_adapter(model: LanguageModel, directory: Path | str, name: str | None = None) -> None:
-    """Writes one adapter as a folder that `peft` loads onto the same base model.
+def save_adapter(
+    model: LanguageModel, directory: Path | str, name: str | Sequence[str] | None = None
+) -> None:
+    """Writes an adapter as a folder that `peft` loads onto the same base model.
 
-    Where Hugging Face fuses q, k and v into one matrix (CodeGen, GPT-NeoX, GPT-2), the three
-    adapters become one of three times the rank, which computes the same.
+    Where Hugging Face fuses q, k and v into one matrix (CodeGen, GPT-NeoX, GPT-2), their adapters
+    become one that computes the same. Several adapters become one of all their ranks together.
 
     Args:
-        name: of the adapter; needed only where there are several.
+        name: of the adapter, or of several; needed only where there are several.
 
     Raises:
         ValueError: the model has no such adapter, or several and none is named.
@@ -50,26 +51,38 @@ def save_adapter(model: LanguageModel, directory: Path | str, name: str | None =
     if name is None and len(there) != 1:
         has = f"the adapters {', '.join(there)}: name one" if there else "no adapters to save"
         raise ValueError(f"the model has {has}")
-    name = name or there[0]
-    if name not in there:
-        raise ValueError(f"the model has no adapter named {name!r}, only {', '.join(there)}")
-    tensors, ranks, strengths = _tensors(model, name)
-    if len(ranks) > 1:
-        raise ValueError(
-            f"the matrices of {name} have ranks {', '.join(map(str, sorted(ranks)))} in PEFT's "
-            "fused layout, one is needed: adapt all of q, k and v alike, and nothing beside them"
-        )
-    rank, strength = ranks.pop(), strengths.pop()
-    modules = sorted({key.removeprefix(_PREFIX).split(".lora_")[0] for key in tensors})
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": strength * rank,
-        "lora_dropout": 0.0, "use_rslora": False, "bias": "none", "inference_mode": True,
-        "fan_in_fan_out": model.config.family == "gpt2", "base_model_name_or_path": model.name,
-        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
-    }  # fmt: skip
+    chosen = there if name is None else [name] if isinstance(name, str) else list(name)
+    for one in chosen:
+        if one not in there:
+            raise ValueError(f"the model has no adapter named {one!r}, only {', '.join(there)}")
+    check_savable(model, chosen)
+    tensors, config = _written(model, chosen)
     with huggingface.replacing(directory, whole=False) as aside:
         save_file(tensors, aside / "adapter_model.safetensors", {"format": "pt"})
-        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (aside / peft_config.FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def check_savable(model: LanguageModel, names: Sequence[str], dora: bool = False) -> None:
+    """Nothing, if these adapters of the model can be saved as one.
+
+    Args:
+        dora: one of DoRA is to come beside them.
+
+    Raises:
+        ValueError: PEFT has no form for them.
+    """
+    there = [
+        linear.adapters[name]
+        for _, linear in adapters.matrices(model.network)
+        for name in names
+        if name in linear.adapters
+    ]
+    dora = dora or any(adapter.magnitude is not None for adapter in there)
+    if dora and any(adapter.bias is not None for adapter in there):
+        raise ValueError(
+            "the model has an adapter with biases (lora_bias) and one with magnitudes (DoRA), "
+            "which PEFT can't hold in one: take one of them off, or merge it into the model"
+        )
 
 
 def load_adapter(
@@ -77,59 +90,209 @@ def load_adapter(
 ) -> LanguageModel:
     """The model with the adapter of a PEFT folder beside its others; `model` stays as it is.
 
+    An adapter begun with PiSSA or OLoRA becomes one of twice the rank, on the base as it is: what
+    PEFT takes out of the base is its second half.
+
+    Args:
+        directory: its adapter_config.json, and adapter_model.safetensors or .bin.
+        name: what to call it. Of a folder that holds several in folders of their own, the one of
+            that name.
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: it is no LoRA adapter, uses what we don't honour, or doesn't fit the model; the
             message names the field or tensor.
     """
-    directory = Path(directory)
-    config = _read_config(directory / "adapter_config.json")
-    stored = read_tensors(directory / "adapter_model.safetensors")
-    rank = config["r"]
-    strength = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    places = _places(model)
-    found: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
-    for key in sorted(stored):
-        module, _, kind = key.removeprefix(_PREFIX).partition(".lora_")
-        if kind not in ("A.weight", "B.weight") or module not in places:
-            raise ValueError(
-                f"{directory} holds {key}: LoRA adapts the matrices of a "
-                f"{model.config.family_title}'s blocks here, and nothing else"
-            )
-        if kind == "B.weight":
-            continue
-        tensor, a = places[module], stored[key]
-        b = stored.get(f"{key[: -len(kind)]}B.weight")
-        if b is None:
-            raise ValueError(f"{directory} has lora_A of {module} without lora_B: copy it again")
-        _check(module, directory, rank, a, b, tensor)
+    directory = folder_of(Path(directory), name)
+    config = peft_config.read(directory / peft_config.FILE)
+    own_ends = any(peft_config.saved_module(config, module) for module in _ends_of(model))
+    if config["ensure_weight_tying"] and own_ends and model.config.tied_embeddings:
+        raise ValueError(
+            f"{directory / peft_config.FILE} has ensure_weight_tying True, by which versions of "
+            "peft tie the new embedding to the head or don't: merge it where it was trained"
+        )
+    low, whole = _sorted(model, config, read_tensors(directory), directory)
+    pairs: dict[tuple[Any, ...], Pair] = {}
+    lies, named = _places(model), _files_tensors(model)
+    for module, parts in low.items():
+        tensor = lies[module]
+        pair = _pair(module, parts, config, tensor, directory)
+        start = str(config["init_lora_weights"]).lower()
+        if start in ("pissa", "olora"):
+            pair = _whole_base(model, pair, start, tensor, named[f"{module}.weight"])
         for i, path in enumerate(tensor.paths):
-            found[path[:-1]] = (a, tensor.take(i, b))
-    return _with(model, found, rank, strength, name)
-
-
-def _with(model: LanguageModel, found: Any, rank: int, strength: float, name: str) -> LanguageModel:
-    targets = {path[-1] for path in found}
-    wanted = tuple(target for target in adapters.TARGETS if target in targets)
-    new = adapters.adapted(model, LoRA(rank=rank, alpha=rank, targets=wanted, name=name))
-    for path, linear in adapters.matrices(new.network):
-        if path not in found:  # a layer that the folder leaves out
-            if name in linear.adapters:
-                del linear.adapters[name]
-            continue
-        adapter = linear.adapters[name]
-        for part, values in zip(("a", "b"), found[path], strict=True):
-            values = jnp.asarray(np.ascontiguousarray(values), jnp.float32)
-            onto = getattr(adapter, part)[...].sharding
-            setattr(adapter, part, Adapter(jax.device_put(values, onto)))
-        adapter.strength = Strength(jnp.full_like(adapter.strength[...], strength))
+            cut = {
+                part: tensor.take(i, values)
+                for part in ("b", "magnitude", "bias")
+                if (values := getattr(pair, part)) is not None
+            }
+            pairs[path[:-1]] = pair._replace(**cut)
+    new = adapters.with_pairs(model, pairs, name)
+    modules = config["modules_to_save"] or ()
+    replaced.put(new, name, whole, modules, str(directory), untie=own_ends)
     return new
 
 
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of PEFT's adapter_model.safetensors, or of its .bin, as float32.
+
+    Nothing of a .bin is unpickled: checkpoints/torch_files.py reads it.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged.
+    """
+    file, old = directory / "adapter_model.safetensors", directory / "adapter_model.bin"
+    if not file.is_file() and old.is_file():
+        stored = read_torch(old)
+        return {key: np.array(tensor.read(), np.float32) for key, tensor in stored.items()}
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, and {old.name} too: copy the adapter again")
+    try:
+        with safe_open(file, "flax") as opened:
+            return {key: np.asarray(opened.get_tensor(key), np.float32) for key in opened.keys()}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is truncated or damaged ({error}): copy it again") from None
+
+
+def folder_of(directory: Path, name: str) -> Path:
+    """The folder of the adapter: itself, or where it holds several the one of that name."""
+    if (directory / peft_config.FILE).is_file() or not directory.is_dir():
+        return directory
+    inside = sorted(file.parent.name for file in directory.glob(f"*/{peft_config.FILE}"))
+    if name in inside:
+        return directory / name
+    if inside:
+        raise FileNotFoundError(
+            f"{directory} holds the adapters {', '.join(inside)} in folders of their own: load "
+            f"one of them, such as {directory / inside[0]}"
+        )
+    return directory
+
+
+def _sorted(
+    model: LanguageModel, config: Mapping[str, Any], stored: Mapping[str, np.ndarray], where: Path
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The parts of each module's adapter, and the base's tensors that the file replaces."""
+    places, named = _places(model), _files_tensors(model)
+    low: dict[str, dict[str, np.ndarray]] = {}
+    whole: dict[str, np.ndarray] = {}
+    for key in sorted(stored):
+        inner = key.removeprefix(_PREFIX)
+        found = _LOW.fullmatch(inner)
+        part = _PARTS.get((found["part"], found["kind"])) if found else None
+        if found is not None and part is not None and found["module"] in places:
+            if not peft_config.targeted(config, found["module"]):
+                raise ValueError(
+                    f"{where} holds an adapter of {found['module']}, which its target_modules, "
+                    "exclude_modules or layers_to_transform leave out, so that PEFT wouldn't use "
+                    f"it: correct them in {peft_config.FILE}"
+                )
+            low.setdefault(found["module"], {})[part] = stored[key]
+            continue
+        plain = _base_name(inner)
+        if plain in named or _is_head(model, plain):
+            whole[plain] = stored[key]
+        elif ".original_module." not in key:
+            raise ValueError(
+                f"{where} holds {key}: LoRA adapts the matrices of a "
+                f"{model.config.family_title}'s blocks here, and nothing else"
+            )
+    if model.config.tied_embeddings:
+        _drop_twin_head(model, config, whole)
+    return low, whole
+
+
+def _base_name(key: str) -> str:
+    """What the base calls a tensor that PEFT keeps beside an adapter."""
+    key = re.sub(r"\.modules_to_save(\.default)?(?=\.)", "", key)
+    return key.replace(".base_layer.", ".")
+
+
+def _is_head(model: LanguageModel, name: str) -> bool:
+    return name == _head_name(model) and model.config.tied_embeddings
+
+
+def _head_name(model: LanguageModel) -> str:
+    return "embed_out.weight" if model.config.family == "gpt_neox" else "lm_head.weight"
+
+
+def _ends_of(model: LanguageModel) -> list[str]:
+    """The modules of the embedding and of the head."""
+    named = _files_tensors(model)
+    embed = next(name for name, tensor in named.items() if tensor.paths == (("embed",),))
+    return [embed.removesuffix(".weight"), _head_name(model).removesuffix(".weight")]
+
+
+def _drop_twin_head(
+    model: LanguageModel, config: Mapping[str, Any], whole: dict[str, np.ndarray]
+) -> None:
+    """A tied head that lies in the file beside its embedding, and isn't a module of its own."""
+    embed, head = (f"{module}.weight" for module in _ends_of(model))
+    own = any(peft_config.saved_module(config, module) for module in _ends_of(model))
+    if head in whole and not own:
+        whole.setdefault(embed, whole[head])
+        del whole[head]
+
+
+def _pair(
+    module: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any],
+    tensor: families.Tensor, where: Path,
+) -> Pair:  # fmt: skip
+    """A module's adapter, its shapes checked."""
+    d_out, d_in = tensor.shape
+    rank, strength = peft_config.rank_and_strength(config, module)
+    for part, other in (("a", "b"), ("b", "a")):
+        if part not in parts:
+            raise ValueError(
+                f"{where} has lora_{other.upper()} of {module} without lora_{part.upper()}: copy "
+                "it again"
+            )
+    if ("magnitude" in parts) != bool(config["use_dora"]):
+        has = "a" if "magnitude" in parts else "no"
+        raise ValueError(
+            f"{where} has {has} lora_magnitude_vector of {module}, but use_dora is "
+            f"{config['use_dora']!r}: they go together"
+        )
+    wanted = {"a": (rank, d_in), "b": (d_out, rank), "magnitude": (d_out,), "bias": (d_out,)}
+    said = {
+        "a": "lora_A",
+        "b": "lora_B",
+        "magnitude": "lora_magnitude_vector",
+        "bias": "lora_B's bias",
+    }
+    for part, values in parts.items():
+        if values.shape != wanted[part]:
+            raise ValueError(
+                f"{said[part]} of {module} in {where} has shape {values.shape}, {wanted[part]} is "
+                "needed: the adapter belongs to another model"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{said[part]} of {module} in {where} holds NaN or infinite values")
+    return Pair(
+        parts["a"], parts["b"], strength, parts.get("magnitude"),
+        parts.get("bias") if config["lora_bias"] else None,
+    )  # fmt: skip
+
+
+def _whole_base(
+    model: LanguageModel, pair: Pair, start: str, rows: families.Tensor, file: families.Tensor
+) -> Pair:
+    """The adapter of twice the rank that is, on the base as it is, what `pair` is in PEFT."""
+    linears = dict(adapters.matrices(model.network))
+    weight = rows.join([joining.weight_of(linears[path[:-1]]) for path in rows.paths])
+    a, b = begun.taken_out(start, len(pair.a), pair.strength, weight, file)
+    return pair._replace(a=np.concatenate([pair.a, a]), b=np.concatenate([pair.b, -b], axis=1))
+
+
+def _files_tensors(model: LanguageModel) -> dict[str, families.Tensor]:
+    return families.tensors(model.config, parameter_shapes(model.config))
+
+
 def _places(model: LanguageModel) -> dict[str, families.Tensor]:
-    """Hugging Face's modules that may be adapted, by name; B's rows as [out, in] lies."""
+    """Hugging Face's modules that may be adapted, by name; rows lie as [out, in] lies."""
     found = {}
-    for tensor in families.tensors(model.config, parameter_shapes(model.config)).values():
+    for tensor in _files_tensors(model).values():
         path = tensor.paths[0]
         if path[0] == "blocks" and path[-1] == "weight" and path[2] in ("attn", "mlp"):
             shape = tensor.shape[::-1] if tensor.conv1d else tensor.shape
@@ -138,100 +301,74 @@ def _places(model: LanguageModel) -> dict[str, families.Tensor]:
     return found
 
 
-def _tensors(model: LanguageModel, name: str) -> tuple[dict[str, np.ndarray], set[int], set[float]]:
-    """PEFT's tensors of an adapter, and the ranks and strengths that they have."""
-    linears = dict(adapters.matrices(model.network))
+def _written(
+    model: LanguageModel, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """PEFT's tensors and config of these adapters as one."""
+    places = _places(model)
+    pairs = _joined(model, places, names)
+    whole, modules_to_save = replaced.saved(model, names)
     tensors: dict[str, np.ndarray] = {}
-    ranks, strengths = set(), set()
-    for module, tensor in _places(model).items():
-        pairs = [linears[path[:-1]].adapters.get(name) for path in tensor.paths]
-        there = [pair for pair in pairs if pair is not None]
-        if not there:
-            continue
-        strengths |= {float(distributed.gather(pair.strength[...])) for pair in there}
-        a = [np.asarray(distributed.gather(pair.a[...])) for pair in there]
-        width = sum(len(rows) for rows in a)
-        parts, begun = [], 0
-        for pair, path in zip(pairs, tensor.paths, strict=True):
-            d_out = linears[path[:-1]].weight[...].shape[0]
-            part = np.zeros((d_out, width), np.float32)
-            if pair is not None:
-                b = np.asarray(distributed.gather(pair.b[...]))
-                part[:, begun : begun + b.shape[1]] = b
-                begun += b.shape[1]
-            parts.append(part)
-        ranks.add(width)
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.concatenate(a)
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = tensor.join(parts)
-    return tensors, ranks, strengths
+    for module, pair in pairs.items():
+        parts = {
+            "lora_A.weight": pair.a, "lora_B.weight": pair.b, "lora_B.bias": pair.bias,
+            "lora_magnitude_vector": pair.magnitude,
+        }  # fmt: skip
+        for kind, values in parts.items():
+            if values is not None:
+                key = f"{_PREFIX}{module}.{kind}"
+                tensors[key] = np.ascontiguousarray(values, np.float32)
+    for key, values in whole.items():
+        module, _, kind = key.rpartition(".")
+        inner = ".base_layer" if module in pairs else ""
+        tensors[f"{_PREFIX}{module}{inner}.{kind}"] = np.ascontiguousarray(values)
+    return tensors, _config(model, pairs, list(places), whole, modules_to_save)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    config = read_config(file, "LORA")
-    for field, harmless in _UNHONOURED.items():
-        if field in config and config[field] not in harmless:
-            raise ValueError(f"{file} has {field} {config[field]!r}, which isn't honoured here")
-    for field, kinds in (("r", int), ("lora_alpha", (int, float))):
-        value = config.get(field)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**20:
-            raise ValueError(f"{file} has {field} {value!r}: a positive number is needed")
-    return config
+def _config(
+    model: LanguageModel, pairs: Mapping[str, Pair], places: list[str],
+    whole: Iterable[str], modules_to_save: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    rank, rank_pattern = peft_config.patterns(
+        {m: len(pair.a) for m, pair in pairs.items()} or {"": 8}
+    )
+    alpha, alpha_pattern = peft_config.patterns(
+        {module: pair.strength * len(pair.a) for module, pair in pairs.items()} or {"": 8}
+    )
+    first = next(iter(pairs.values()), None)
+    biases = {key.removesuffix(".bias") for key in whole if key.endswith(".bias")}
+    biases -= {m for m in biases if any(m.endswith(saved) for saved in modules_to_save)}
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha,
+        "lora_dropout": 0.0, "use_rslora": False, "inference_mode": True,
+        "bias": "none" if not biases else "lora_only" if biases <= pairs.keys() else "all",
+        "fan_in_fan_out": model.config.family == "gpt2", "base_model_name_or_path": model.name,
+        "target_modules": peft_config.target_names(pairs, places),
+        "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern,
+        "use_dora": first is not None and first.magnitude is not None,
+        "lora_bias": first is not None and first.bias is not None,
+        "modules_to_save": modules_to_save or None,
+    }  # fmt: skip
 
 
-def read_config(file: Path, kind: str) -> dict[str, Any]:
-    """PEFT's adapter_config.json of an adapter of that kind ("LORA").
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is no json, or of another kind.
-    """
-    config = _json(file)
-    if not isinstance(config, dict) or config.get("peft_type") != kind:
-        found = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file} has peft_type {found!r}: only {kind} is read")
-    return config
-
-
-def kind_of(file: Path) -> str | None:
-    """The peft_type of an adapter_config.json ("LORA"), None where it has none; raises as above."""
-    config = _json(file)
-    return config.get("peft_type") if isinstance(config, dict) else None
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is no json ({error}): copy it again") from None
-
-
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """The float32 tensors of PEFT's adapter_model.safetensors.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is damaged.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: save the adapter as safetensors (an adapter_model.bin isn't read)"
-        )
-    try:
-        with safe_open(file, "flax") as opened:
-            return {key: np.asarray(opened.get_tensor(key), np.float32) for key in opened.keys()}
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} is truncated or damaged ({error}): copy it again") from None
-
-
-def _check(module: str, where: Path, rank: int, a: np.ndarray, b: np.ndarray, tensor: Any) -> None:
-    d_out, d_in = tensor.shape
-    for name, found, wanted in (("A", a, (rank, d_in)), ("B", b, (d_out, rank))):
-        if found.shape != wanted:
-            raise ValueError(
-                f"lora_{name} of {module} in {where} has shape {found.shape}, {wanted} is needed: "
-                "the adapter belongs to another model"
-            )
-        if not np.isfinite(found).all():
-            raise ValueError(f"lora_{name} of {module} in {where} holds NaN or infinite values")
+def _joined(
+    model: LanguageModel, places: Mapping[str, families.Tensor], names: Sequence[str]
+) -> dict[str, Pair]:
+    """One adapter for each of PEFT's modules, all with a magnitude, or a bias, if one has it."""
+    linears = dict(adapters.matrices(model.network))
+    own = {module: [linears[path[:-1]] for path in it.paths] for module, it in places.items()}
+    found: dict[str, Pair] = {}
+    for module, tensor in places.items():
+        pairs = [joining.together(linear, names) for linear in own[module]]
+        if any(pair is not None for pair in pairs):
+            found[module] = joining.fused(tensor, pairs, own[module])
+    if any(pair.magnitude is not None for pair in found.values()):
+        for module, pair in found.items():
+            if pair.magnitude is None:
+                weight = places[module].join(list(map(joining.weight_of, own[module])))
+                found[module] = pair._replace(magnitude=joining.norms(weight, pair))
+    if any(pair.bias is not None for pair in found.values()):
+        for module, pair in found.items():
+            if pair.bias is None:
+                found[module] = pair._replace(bias=np.zeros(len(pair.b), np.float32))
+    return found

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gptj_lab.finetuning import replaced
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.mesh import sharding
+from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model import int8
-from gptj_lab.model.linear import DropoutKey, Linear, LowRank, Strength
+from gptj_lab.model.linear import Adapter, DropoutKey, Linear, LowRank, Norms, Strength
 from gptj_lab.model.transformer import Transformer
 
 TARGETS = ("q", "k", "v", "out", "fc_in", "fc_out")  # of each block
@@ -32,6 +33,8 @@ class LoRA:
         dropout: share of an adapter's inputs that are dropped while it is trained.
         targets: matrices of each block: of "q", "k", "v", "out", "fc_in", "fc_out".
         rslora: see alpha.
+        dora: train beside the adapters how long each row of a matrix is (Liu et al. 2024); the
+            matrix itself reads its inputs without dropout.
         name: of the adapter, to weigh it and take it off by.
 
     Raises:
@@ -43,6 +46,7 @@ class LoRA:
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q", "v")
     rslora: bool = False
+    dora: bool = False
     name: str = "default"
 
     def __post_init__(self) -> None:
@@ -67,6 +71,28 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continued(LoRA):
+    """The adapter called `name`, which the model has already, is trained further.
+
+    Of its fields only `name` and `dropout` are a choice: the others tell what the adapter has.
+    """
+
+
+class Pair(NamedTuple):
+    """What an adapter adds to one matrix, as numbers of its own.
+
+    Attributes:
+        a, b, strength, magnitude, bias: as in linear.LowRank; strength is a number.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    strength: float
+    magnitude: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
 def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
     """The model with new adapters, which change nothing yet; `model` itself stays as it is.
 
@@ -75,9 +101,7 @@ def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
     Raises:
         ValueError: it has adapters of that name already.
     """
-    if lora.name in names(model):
-        raise ValueError(f"the model has adapters named {lora.name!r} already: choose another name")
-    copy = model.twin()
+    copy = _twin_for(model, lora.name)
     keys = jax.random.split(jax.random.key(seed), (len(copy.network.blocks), len(TARGETS)))
     for i, block in enumerate(copy.network.blocks):
         for j, (path, linear) in enumerate(block.matrices().items()):
@@ -85,20 +109,114 @@ def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
                 d_out, d_in = linear.weight[...].shape
                 linear.adapters[lora.name] = LowRank(
                     d_in, d_out, rank=lora.rank, strength=lora.strength, dropout=lora.dropout,
-                    key=keys[i, j],
+                    key=keys[i, j], dora=lora.dora,
                 )  # fmt: skip
-    return _placed(copy)
+    copy = _settled(_placed(copy), lora.name)
+    for _, linear in matrices(copy.network):
+        if lora.dora and lora.name in linear.adapters:
+            adapter = linear.adapters[lora.name]
+            adapter.magnitude = Adapter(jnp.copy(adapter.norms[...]))
+    return copy
+
+
+def with_pairs(
+    model: LanguageModel, pairs: Mapping[tuple[Any, ...], Pair], name: str
+) -> LanguageModel:
+    """The model with adapters of these numbers, by the path of their matrix.
+
+    Raises:
+        ValueError: it has adapters of that name already.
+    """
+    copy = _twin_for(model, name)
+    for path, linear in matrices(copy.network):
+        if path not in pairs:
+            continue
+        pair = pairs[path]
+        adapter = LowRank(
+            *linear.weight[...].shape[::-1], rank=len(pair.a), strength=pair.strength, dropout=0.0,
+            key=jax.random.key(0), dora=pair.magnitude is not None, bias=pair.bias is not None,
+        )  # fmt: skip
+        for part in ("a", "b", "magnitude", "bias"):
+            values = getattr(pair, part)
+            if values is not None:
+                setattr(adapter, part, Adapter(jnp.array(values, jnp.float32)))
+        linear.adapters[name] = adapter
+    return _settled(_placed(copy), name)
+
+
+def pair_of(adapter: LowRank) -> Pair:
+    """The numbers of an adapter, on the host."""
+    parts = {
+        name: None if value is None else np.asarray(distributed.gather(value[...]), np.float32)
+        for name in ("a", "b", "magnitude", "bias")
+        for value in [getattr(adapter, name)]
+    }
+    return Pair(strength=float(distributed.gather(adapter.strength[...])), **parts)
+
+
+def continued(model: LanguageModel, name: str, dropout: float = 0.0) -> Continued:
+    """The method that trains the model's adapter of that name further.
+
+    Raises:
+        ValueError: it has no adapter of that name, or one without matrices of low rank.
+    """
+    _known(model, [name])
+    there = {
+        path[-1]: linear.adapters[name]
+        for path, linear in matrices(model.network)
+        if name in linear.adapters
+    }
+    if not there:
+        raise ValueError(f"the adapter {name} has whole weights only, and nothing to train further")
+    first = next(iter(there.values()))
+    rank = max(adapter.a[...].shape[0] for adapter in there.values())
+    strength = abs(float(distributed.gather(first.strength[...])))
+    return Continued(
+        rank=rank, alpha=strength * rank or 1.0, dropout=dropout,
+        targets=tuple(target for target in TARGETS if target in there),
+        dora=first.magnitude is not None, name=name,
+    )  # fmt: skip
+
+
+def to_train(model: LanguageModel, lora: LoRA) -> LanguageModel:
+    """The model, the adapters of that name made ready to be trained."""
+    copy = model.twin()
+    for _, linear in matrices(copy.network):
+        if lora.name in linear.adapters:
+            adapter = linear.adapters[lora.name]
+            adapter.dropout, adapter.live = lora.dropout, adapter.magnitude is not None
+    return copy
+
+
+def trained(model: LanguageModel, name: str) -> LanguageModel:
+    """The model, of which the adapters of that name are no longer trained."""
+    for _, linear in matrices(model.network):
+        if name in linear.adapters:
+            linear.adapters[name].live = False
+    return _settled(model, name)
 
 
 def names(model: LanguageModel) -> list[str]:
     """Of the model's adapters."""
-    return sorted({name for _, linear in matrices(model.network) for name in linear.adapters})
+    low = {name for _, linear in matrices(model.network) for name in linear.adapters}
+    return sorted(low | model.replaced.keys())
+
+
+def free_name(model: LanguageModel, name: str) -> str:
+    """`name`, or it with a number behind it, that no adapter of the model has."""
+    taken, number = names(model), 2
+    if name not in taken:
+        return name
+    while f"{name}{number}" in taken:
+        number += 1
+    return f"{name}{number}"
 
 
 def weighed(model: LanguageModel, **weights: float) -> LanguageModel:
     """The model with each named adapter's effect multiplied: 0 switches it off, 1 is as trained.
 
     Factors multiply what is there, so that 0 can't be undone: keep the model that you began with.
+    Of weights that an adapter brings whole (biases, a head) it goes along the line from the base's.
     Nothing is compiled anew.
 
     Raises:
@@ -113,7 +231,12 @@ def weighed(model: LanguageModel, **weights: float) -> LanguageModel:
         for name, factor in weights.items():
             if name in linear.adapters:
                 adapter = linear.adapters[name]
-                adapter.strength = Strength(adapter.strength[...] * factor)
+                if adapter.share is None:
+                    adapter.strength = Strength(adapter.strength[...] * factor)
+                else:
+                    adapter.share = Strength(adapter.share[...] * factor)
+    for name, factor in weights.items():
+        replaced.weigh(copy, name, factor)
     return copy
 
 
@@ -129,6 +252,8 @@ def without(model: LanguageModel, *chosen: str) -> LanguageModel:
         for name in list(linear.adapters):
             if not chosen or name in chosen:
                 del linear.adapters[name]
+    for name in chosen or list(copy.replaced):
+        replaced.take_off(copy, name)
     return copy
 
 
@@ -136,20 +261,34 @@ def merged(model: LanguageModel) -> LanguageModel:
     """The model with its adapters added into its matrices; int8 matrices become float32.
 
     Raises:
-        ValueError: it has no adapters.
+        ValueError: it has no adapters, or one with a bias where its matrix has none.
     """
     if not names(model):
         raise ValueError("the model has no adapters to merge")
     copy = model.twin()
-    for _, linear in matrices(copy.network):
+    for path, linear in matrices(copy.network):
         weight = linear.weight[...]
         if isinstance(weight, int8.Int8Weight):
             weight = weight.values.astype(jnp.float32) * weight.scale[:, None]
-        total = weight.astype(jnp.float32)
-        for adapter in linear.adapters.values():
-            total = total + adapter.strength[...] * (adapter.b[...] @ adapter.a[...])
+        plain = weight.astype(jnp.float32)
+        total = plain
+        for name, adapter in linear.adapters.items():
+            low = adapter.strength[...] * (adapter.b[...] @ adapter.a[...])
+            if adapter.magnitude is not None:
+                longer = (adapter.magnitude[...] / adapter.norms[...])[:, None]
+                low = adapter.share[...] * (longer * (plain + low) - plain)
+            total = total + low
+            if adapter.bias is not None and linear.bias is None:
+                raise ValueError(
+                    f"the adapter {name} has a bias for {path[-1]}, which has none itself: it "
+                    "can't be merged, so keep it beside the model"
+                )
+            if adapter.bias is not None:
+                bias = linear.bias[...] + adapter.strength[...] * adapter.bias[...]
+                linear.bias = nnx.Param(bias.astype(linear.bias[...].dtype))
         linear.weight = nnx.Param(total.astype(weight.dtype))
         linear.adapters = nnx.Dict()
+    copy.replaced = {}
     copy.companions = model.companions.of_other_weights()
     return copy
 
@@ -178,6 +317,12 @@ def _known(model: LanguageModel, wanted: Any) -> None:
             raise ValueError(f"the model has no adapter named {name!r}, {has}")
 
 
+def _twin_for(model: LanguageModel, name: str) -> LanguageModel:
+    if name in names(model):
+        raise ValueError(f"the model has adapters named {name!r} already: choose another name")
+    return model.twin()
+
+
 def _placed(model: LanguageModel) -> LanguageModel:
     """The model, its new adapters on its mesh."""
     if model.mesh is not None:
@@ -185,11 +330,22 @@ def _placed(model: LanguageModel) -> LanguageModel:
     return model
 
 
+def _settled(model: LanguageModel, name: str) -> LanguageModel:
+    """The model, the norms of whose DoRA adapters fit what they are now."""
+    for _, linear in matrices(model.network):
+        if name in linear.adapters and linear.adapters[name].norms is not None:
+            adapter = linear.adapters[name]
+            norms = adapter.row_norms(linear.weight[...])
+            adapter.norms = Norms(jax.device_put(norms, adapter.norms[...].sharding))
+    return model
+
+
 def trainable(model: LanguageModel) -> int:
     """Numbers in all adapters."""
     return sum(
-        int(np.prod(leaf.shape))
+        int(np.prod(part[...].shape))
         for _, linear in matrices(model.network)
         for adapter in linear.adapters.values()
-        for leaf in (adapter.a[...], adapter.b[...])
+        for part in (adapter.a, adapter.b, adapter.magnitude, adapter.bias)
+        if part is not None
     )

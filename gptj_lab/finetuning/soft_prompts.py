@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from safetensors.numpy import save_file
 
 from gptj_lab.checkpoints import huggingface
-from gptj_lab.finetuning import export
+from gptj_lab.finetuning import export, peft_config
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import distributed, sharding
 from gptj_lab.model.attention import EVERYONE
@@ -123,8 +123,8 @@ def load(model: LanguageModel, directory: Path | str) -> LanguageModel:
         ValueError: it holds no soft prompt, or one of another model; or the model has one already.
     """
     directory = Path(directory)
-    export.read_config(directory / "adapter_config.json", _KIND)
-    vectors = export.read_tensors(directory / "adapter_model.safetensors").get(_TENSOR)
+    peft_config.of_kind(directory / peft_config.FILE, _KIND)
+    vectors = export.read_tensors(directory).get(_TENSOR)
     width = model.config.d_model
     if vectors is None or vectors.ndim != 2 or vectors.shape[1] != width:
         found = "no prompt_embeddings" if vectors is None else f"a prompt of {vectors.shape}"
@@ -147,7 +147,7 @@ def load_trained(
 
     Raises: as export.load_adapter and `load`.
     """
-    if export.kind_of(Path(directory) / "adapter_config.json") == _KIND:
+    if peft_config.kind(export.folder_of(Path(directory), name) / peft_config.FILE) == _KIND:
         return load(model, directory)
     return export.load_adapter(model, directory, name)
 

@@ -221,7 +221,7 @@ def test_bad_names_are_sentences(tiny_model):
 
 DAMAGE = [
     ({"peft_type": "IA3"}, None, "peft_type 'IA3'"),
-    ({"use_dora": True}, None, "use_dora True"),
+    ({"use_dora": True}, None, "use_dora is True"),
     ({"r": -1}, None, "r -1"),
     ({"r": 3}, None, r"shape \(8, 32\), \(3, 32\) is needed"),
     ({}, lambda t: t.pop("base_model.model.transformer.h.0.attn.q_proj.lora_B.weight"), "lora_B"),
