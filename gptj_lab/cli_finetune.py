@@ -76,6 +76,11 @@ def add(commands: Any) -> None:
     )
     for name, (kind, methods, what) in _OF_METHODS.items():
         finetune.add_argument(f"--{name}", type=kind, help=f"{'/'.join(methods)}: {what}")
+    finetune.add_argument(
+        "--adapter", type=Path, default=None,
+        help="lora: a folder in PEFT's format whose adapter is trained further",
+    )  # fmt: skip
+    finetune.add_argument("--dora", action="store_true", help="lora: train rows' lengths too")
     finetune.add_argument("--rslora", action="store_true", help="lora: divide by the rank's root")
     finetune.add_argument("--head", action="store_true", help="last-blocks: train the head too")
     for name, (kind, what) in (_OF_OPTIMISER | _OF_RUN).items():
@@ -96,6 +101,7 @@ def add(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Trains; 0 when it is finished, 1 when it failed, 130 when it was interrupted."""
     import gptj_lab
+    from gptj_lab.finetuning import results
 
     given = vars(chosen)
     mesh = None
@@ -107,19 +113,21 @@ def run(chosen: argparse.Namespace) -> int:
     model = gptj_lab.load(chosen.model, weights=chosen.weights, mesh=mesh, revision=chosen.revision)
     trained = gptj_lab.finetune(
         model, [Path(name) for name in chosen.data], method=method, optimiser=optimiser,
-        out=chosen.out, prompts=given.get("prompt", ()), say=_say, **settings,
+        out=chosen.out, prompts=given.get("prompt", ()), say=_say, best=chosen.best,
+        adapter=chosen.adapter, **settings,
     )  # fmt: skip
-    if trained.status != "finished":
-        return 1 if trained.status == "failed" else 130
-    result = chosen.out / "result"
-    step = trained.save(result, best=chosen.best)
+    if trained.status not in ("finished", "failed"):
+        return 130
+    if trained.step < trained.steps and trained.status == "failed":
+        return 1
+    result, step = results.save(trained, chosen.out / "result", best=chosen.best, say=_say)
     of = f", that of step {step:,}" if chosen.best else ""
     _say(f"{_kind(chosen.method)} is in {result}{of}")
     if chosen.method in ("lora", "soft-prompt"):
         model = "" if chosen.model == "pocket" else f" --model {shlex.quote(chosen.model)}"
         adapter = shlex.quote(str(result))
         _say(f"try it: gptj-lab generate 'Once upon a time'{model} --adapter {adapter}")
-    return 0
+    return 0 if trained.status == "finished" else 1
 
 
 def _method(given: dict[str, Any]) -> Any:
@@ -131,10 +139,15 @@ def _method(given: dict[str, Any]) -> Any:
     }  # fmt: skip
     name = given["method"]
     options = {option: methods for option, (_, methods, _) in _OF_METHODS.items()}
-    options |= {"rslora": ("lora",), "head": ("last-blocks",)}
+    options |= {"rslora": ("lora",), "dora": ("lora",), "head": ("last-blocks",)}
     for option, methods in options.items():
         if option in given and name not in methods:
             raise ValueError(f"--{option} belongs to --method {methods[0]}, not to {name}")
+        if option in given and given["adapter"] is not None and option != "dropout":
+            raise ValueError(
+                f"--{option} is for a new adapter, and that of --adapter is trained further as it "
+                "is: leave one of the two out"
+            )
     fields = {option: given[option] for option in options if option in given}
     if "targets" in fields:
         fields["targets"] = tuple(fields["targets"].split(","))

@@ -201,7 +201,8 @@ def test_finetune_saves_the_best_model_where_asked(quick_compiles, folder, text,
     assert "--best" in out, "the end says that there is such a thing"
     assert f"is in {result}, that of step {step}\n" in out
     assert finetune(folder, text, tmp_path / "none", "--best") == 2
-    assert "no state was measured: hold out some text" in capsys.readouterr().err
+    assert "the best model is wanted, but nothing is held out" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "history.jsonl").exists(), "refused before it trains"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_what_is_said_of_the_data_reaches_its_reading(folder, tmp_path, capsys, 
 
 
 def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, capsys, monkeypatch):
-    run = type("Run", (), {"status": "stopped"})()
+    run = type("Run", (), {"status": "stopped", "step": 2, "steps": 4})()
     monkeypatch.setattr("gptj_lab.finetuning.run.finetune", lambda *given, **more: run)
     assert finetune(folder, text, tmp_path / "out") == 130
     run.status = "failed"

@@ -137,6 +137,15 @@ class TrainingStates:
         self.wait()
         return self._first_whole(self._by_measure(), like)
 
+    def keep_newest(self) -> None:
+        """Removes every state but the newest, the best too: to make room on a disk.
+
+        Raises:
+            OSError: as `wait`.
+        """
+        self.wait()
+        self._remove(set(self.steps[:-1]))
+
     def wait(self) -> None:
         """Returns when the save that was begun is on the disk.
 
@@ -199,7 +208,10 @@ class TrainingStates:
 
     def _prune(self) -> None:
         steps = self.steps
-        for step in set(steps) - set(steps[-self.keep :]) - set(self._by_measure()[:1]):
+        self._remove(set(steps) - set(steps[-self.keep :]) - set(self._by_measure()[:1]))
+
+    def _remove(self, steps: set[int]) -> None:
+        for step in steps if self._first else ():
             # Renamed first: half removed, it would look like a damaged one.
             os.rename(self._home(step), self.folder / f".removing-{step}")
         self._sweep("removing", "damaged")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gptj_lab.checkpoints import families, huggingface
 from gptj_lab.checkpoints.filling import parameter_shapes
@@ -58,7 +58,8 @@ def save_adapter(
     check_savable(model, chosen)
     tensors, config = _written(model, chosen)
     with huggingface.replacing(directory, whole=False) as aside:
-        save_file(tensors, aside / "adapter_model.safetensors", {"format": "pt"})
+        # By Python's own write: safetensors' says of a full disk no OSError.
+        (aside / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         (aside / peft_config.FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

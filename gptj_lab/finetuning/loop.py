@@ -185,7 +185,7 @@ class Loop:
                 if loss is not None and not math.isfinite(loss):
                     self._broken = f"step {self.taken:,}: the held-out loss became {_odd(loss)}"
                     return
-                samples = self.measuring.samples(go_on)
+                samples = self._samples(go_on)
         except NotFiniteError as error:
             self._broken = f"step {self.taken:,}: {error}"
             return
@@ -211,6 +211,16 @@ class Loop:
             prompted = isinstance(self.settings.method, SoftPrompt)
             vocab_size = self.trainer.base.config.vocab_size
             self._teller.line(telling.start_sentence(loss, vocab_size, prompted=prompted))
+
+    def _samples(self, go_on: Callable[[], bool]) -> list[Any]:
+        """The samples; none, and a note, where they fail: what is trained is worth more."""
+        try:
+            return self.measuring.samples(go_on)
+        except (Interrupted, NotFiniteError):
+            raise
+        except Exception as error:
+            self._note(f"step {self.taken:,}: the samples could not be made ({error})")
+            return []
 
     def _stops_early(self) -> bool:
         patience, measured = self.settings.patience, self.evaluations

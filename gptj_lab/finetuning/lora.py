@@ -146,12 +146,15 @@ def with_pairs(
 
 def pair_of(adapter: LowRank) -> Pair:
     """The numbers of an adapter, on the host."""
-    parts = {
-        name: None if value is None else np.asarray(distributed.gather(value[...]), np.float32)
-        for name in ("a", "b", "magnitude", "bias")
-        for value in [getattr(adapter, name)]
-    }
-    return Pair(strength=float(distributed.gather(adapter.strength[...])), **parts)
+
+    def numbers(part: Any) -> np.ndarray:
+        return np.asarray(distributed.gather(part[...]), np.float32)
+
+    magnitude, bias = adapter.magnitude, adapter.bias
+    return Pair(
+        numbers(adapter.a), numbers(adapter.b), float(numbers(adapter.strength)),
+        None if magnitude is None else numbers(magnitude), None if bias is None else numbers(bias),
+    )  # fmt: skip
 
 
 def continued(model: LanguageModel, name: str, dropout: float = 0.0) -> Continued:
@@ -274,7 +277,7 @@ def merged(model: LanguageModel) -> LanguageModel:
         total = plain
         for name, adapter in linear.adapters.items():
             low = adapter.strength[...] * (adapter.b[...] @ adapter.a[...])
-            if adapter.magnitude is not None:
+            if adapter.norms is not None and adapter.share is not None:
                 longer = (adapter.magnitude[...] / adapter.norms[...])[:, None]
                 low = adapter.share[...] * (longer * (plain + low) - plain)
             total = total + low

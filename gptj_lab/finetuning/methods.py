@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from gptj_lab import versions
-from gptj_lab.finetuning.lora import LoRA
+from gptj_lab.finetuning.lora import Continued, LoRA
 from gptj_lab.finetuning.loss import check_remat
 from gptj_lab.finetuning.optimisers import Optimiser
 from gptj_lab.finetuning.selection import (
@@ -36,12 +36,12 @@ from gptj_lab.names import DATA, MODEL
 from gptj_lab.scaling import operations
 
 __all__ = [
-    "Estimate", "Full", "LastBlocks", "LoRA", "Method", "SoftPrompt", "estimate", "prepared",
-    "split", "trained_model", "tuned",
+    "Continued", "Estimate", "Full", "LastBlocks", "LoRA", "Method", "SoftPrompt", "estimate",
+    "prepared", "split", "trained_model", "tuned",
 ]  # fmt: skip
 
 # AdamW's rate for a network of GPT-J's width; a narrower one takes more, with the square root.
-_RATES = {Full: 5e-5, LastBlocks: 5e-5, LoRA: 2e-4, SoftPrompt: 3e-2}
+_RATES = {Full: 5e-5, LastBlocks: 5e-5, LoRA: 2e-4, Continued: 2e-4, SoftPrompt: 3e-2}
 _WIDTH = 4096
 _LION = 5  # times smaller (Chen et al. 2023: three to ten)
 

@@ -124,8 +124,9 @@ def targeted(config: Mapping[str, Any], module: str) -> bool:
     if any(re.match(rf"(^|.*\.){m}($|\..*)", module) for m in config["modules_to_save"] or ()):
         return False
     if wanted is None or isinstance(wanted, str):
-        known = wanted is None or wanted.lower() == "all-linear"
-        return known or re.fullmatch(wanted, module) is not None
+        if wanted is None or wanted.lower() == "all-linear":
+            return True
+        return re.fullmatch(wanted, module) is not None
     if module in wanted:
         return True
     return _ends(module, wanted) and _layer_wanted(config, module)

@@ -108,7 +108,11 @@ def push(
         step = run.save(folder, best=best)
         contents = _contents(folder)
         kind, _ = _kind(folder, contents)
-        card = model_card.card(repo_id, kind, run.base.name, run, step)
+        try:
+            card = model_card.card(repo_id, kind, run.base.name, run, step)
+        except Exception as error:  # the weights are worth more than what is said of the run
+            card = model_card.card(repo_id, kind, run.base.name)
+            card += f"\nOf the run nothing could be told ({type(error).__name__}).\n"
         return _push(folder, contents, card, repo_id, private, dry_run, token)
 
 

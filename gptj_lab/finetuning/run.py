@@ -13,8 +13,17 @@ from typing import Any
 import jax
 
 from gptj_lab.checkpoints.training_state import TrainingStates
+from gptj_lab.finetuning import (
+    continuing,
+    export,
+    fitting,
+    lora,
+    methods,
+    publishing,
+    settings,
+    soft_prompts,
+)
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import export, methods, publishing, settings, soft_prompts
 from gptj_lab.finetuning.control import ACTIVE, Control, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus, HubDataset
 from gptj_lab.finetuning.loop import Loop, like
@@ -24,7 +33,7 @@ from gptj_lab.finetuning.optimisers import Optimiser
 from gptj_lab.finetuning.packing import Packing
 from gptj_lab.finetuning.recording import Recording
 from gptj_lab.finetuning.settings import Settings
-from gptj_lab.finetuning.telling import Aloud, Quiet
+from gptj_lab.finetuning.telling import Aloud, Quiet, unless_gone
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel
 
@@ -39,7 +48,6 @@ _NEEDED = {
     "prompts": "a text or a list of texts is needed",
     "held_out": "a share, or sources of text, is needed",
 }
-_CONTEXT = 512  # predictions a window at most, where none are given
 
 
 class Run:
@@ -80,6 +88,8 @@ class Run:
             )  # fmt: skip
             self._loop = Loop(trainer, corpus, chosen, recording, self._control)
             self._resume(recording)
+            told = continuing.sentences(model, chosen.method)
+            self.notes[:0] = [sentence for sentence in told if sentence not in self.notes]
         except BaseException:
             self._close()
             raise
@@ -178,7 +188,12 @@ class Run:
         with TrainingStates(self._chosen.out / "states", keep=self._chosen.keep) as states:
             state = states.restore_best(like(trainer))
         lowest = math.inf if state is None or state.measure is None else state.measure
-        if self.base_loss is not None and self.base_loss < lowest:
+        measured = [row["held_out_loss"] for row in self.evaluations if row["step"]]
+        unsaved = state is None and any(
+            loss is not None and self.base_loss is not None and loss < self.base_loss
+            for loss in measured
+        )
+        if self.base_loss is not None and self.base_loss < lowest and not unsaved:
             return 0, trainer.model_of_kept(None)
         if state is None:
             raise ValueError("no state was measured: hold out some text, and save where evaluated")
@@ -251,15 +266,25 @@ class Run:
             OSError: it can't be written; files that were there stay whole.
             ValueError: there is no best model.
         """
-        method = self._chosen.method
         step, model = self.best_state() if best else (self.weights_step, self.model)
+        self.write(model, directory)
+        return step
+
+    def write(self, model: LanguageModel, directory: Path | str) -> None:
+        """Writes what was trained of a model that the run gave (`model`, `best`, `first`).
+
+        An adapter is written together with those that the base has besides, as one.
+
+        Raises:
+            OSError: it can't be written; files that were there stay whole.
+        """
+        method = self._chosen.method
         if isinstance(method, LoRA):
-            export.save_adapter(model, directory, method.name)
+            export.save_adapter(model, directory, lora.names(model))
         elif isinstance(method, SoftPrompt):
             soft_prompts.save(model, directory)
         else:
             model.save(directory)
-        return step
 
     def push(self, repo_id: str, **settings: Any) -> publishing.Push:
         """Uploads what was trained to the hub with a model card: see finetuning.publishing.push."""
@@ -269,6 +294,7 @@ class Run:
         """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
         if self.status in ("finished", "failed") or not self._control.begin():
             return
+        say = unless_gone(say)
         first = jax.process_index() == 0  # of several processes the others are quiet
         for sentence in self._beginning() if first else ():
             say(sentence)
@@ -370,6 +396,8 @@ def finetune(
     dtype: str | None = None,
     remat: str | None = None,
     patience: int | None = None,
+    adapter: Path | str | None = None,
+    best: bool = False,
     strict: bool = False,
     text_field: str | None = None,
     prompt_field: str | None = None,
@@ -406,6 +434,12 @@ def finetune(
             one CPU with products of bfloat16 (several times as fast; evaluation has none).
         remat: a name of finetuning.loss.REMAT, to spend time and save memory.
         patience: stop when so many evaluations bring no lower held-out loss.
+        adapter: train this one further: a PEFT folder, or the name of an adapter that the model
+            has. Its rank and matrices stay; of `method`, LoRA(), only the dropout counts. Without
+            it a model with adapters gets a new one on top. What `save` writes is in both cases one
+            adapter of all that the model has, which works on the base alone.
+        best: the model of the lowest held-out loss is wanted in the end: refuse to begin where
+            nothing is held out to measure it by.
         strict: refuse bad lines of the data instead of skipping and noting them.
         text_field: the field of a row that holds its text, where it isn't one that is known.
         prompt_field, answer_field, system_field, context_field: the fields of a prompt, its
@@ -428,6 +462,7 @@ def finetune(
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {value!r}: {_NEEDED[name]}")
+    model, method = continuing.beginning(model, method, adapter)
     share = float(held_out) if isinstance(held_out, int | float) else None
     chosen = Settings.of(
         method=method, optimiser=methods.tuned(optimiser, model, method), steps=steps, batch=batch,
@@ -435,11 +470,11 @@ def finetune(
         keep=keep, patience=patience, prompts=prompts, sample_tokens=sample_tokens, out=out,
     )  # fmt: skip
     if isinstance(data, Corpus):
-        corpus, share = _fitting(data, model, context), None
-        _room(corpus.train.context, model, method)
+        corpus, share = fitting.corpus_of(data, model, context), None
+        fitting.room(corpus.train.context, model, method)
     else:
         corpus = corpora.prepare(
-            data, model.tokenizer, context=_room(context, model, method), held_out=held_out,
+            data, model.tokenizer, context=fitting.room(context, model, method), held_out=held_out,
             packing=packing, strict=strict, text_field=text_field, prompt_field=prompt_field,
             answer_field=answer_field, system_field=system_field, context_field=context_field,
             me=me, encoding=encoding,
@@ -449,43 +484,14 @@ def finetune(
             f"patience is {patience}, but nothing is held out to be patient about: give more text, "
             "or held_out="
         )
+    if best and not len(corpus.held_out):
+        raise ValueError(
+            "the best model is wanted, but nothing is held out to tell which it is: give more "
+            "text, or held_out=, or take the last"
+        )
     run = Run(model, corpus, chosen, share)
     if wait:
         run.train(say)
     else:
         run.start()
     return run
-
-
-def _room(context: int | None, model: LanguageModel, method: Method) -> int:
-    """Predictions a window: those given if there is room for them, else a good number."""
-    most = model.config.context - (method.length if isinstance(method, SoftPrompt) else 0)
-    if most < 1:
-        raise ValueError(
-            f"length is {model.config.context - most}, but the model's context is "
-            f"{model.config.context}: give fewer, so that there is room for text"
-        )
-    if context is not None:
-        settings.whole("context", context, 1)
-    if context is not None and context > most:
-        left = f", {most} of which its soft prompt leaves" if most < model.config.context else ""
-        raise ValueError(
-            f"context is {context}, but the model's is {model.config.context}{left}: give at most "
-            "that"
-        )
-    return min(most, _CONTEXT) if context is None else context
-
-
-def _fitting(corpus: Corpus, model: LanguageModel, context: int | None) -> Corpus:
-    """The corpus, if it was made for such a model."""
-    if corpus.tokenizer.fingerprint() != model.tokenizer.fingerprint():
-        raise ValueError(
-            "the corpus was tokenised by another tokenizer than the model's: prepare it with "
-            "model.tokenizer"
-        )
-    if context is not None and context != corpus.train.context:
-        raise ValueError(
-            f"context is {context}, but the corpus has windows of {corpus.train.context}: leave it "
-            "out, or prepare the corpus with it"
-        )
-    return corpus

@@ -12,7 +12,7 @@ from flax import nnx
 
 from gptj_lab import versions
 from gptj_lab.finetuning import lora, soft_prompts
-from gptj_lab.finetuning.lora import LoRA
+from gptj_lab.finetuning.lora import Continued, LoRA
 from gptj_lab.finetuning.soft_prompts import SoftPrompt
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.model import int8
@@ -98,11 +98,13 @@ def trained_model(
     result.network = nnx.merge(graph, copies, frozen)
     for block in result.network.blocks:
         block.mesh = base.mesh
-    return result
+    return lora.trained(result, method.name) if isinstance(method, LoRA) else result
 
 
 def extended(model: LanguageModel, method: Method, seed: int = 0) -> LanguageModel:
     """The model with the method's new weights, if it brings any; the others are shared."""
+    if isinstance(method, Continued):
+        return lora.to_train(model, method)
     if isinstance(method, LoRA):
         for path, linear in lora.matrices(model.network):
             shape = linear.weight[...].shape
@@ -111,7 +113,7 @@ def extended(model: LanguageModel, method: Method, seed: int = 0) -> LanguageMod
                     f"rank is {method.rank}, but {path[-1]} of {shape[0]} x {shape[1]} has "
                     f"{min(shape)} itself: give at most that"
                 )
-        return lora.adapted(model, method, seed)
+        return lora.to_train(lora.adapted(model, method, seed), method)
     if isinstance(method, SoftPrompt):
         return soft_prompts.prompted(model, method, seed)
     name = type(method).__name__
@@ -125,6 +127,11 @@ def extended(model: LanguageModel, method: Method, seed: int = 0) -> LanguageMod
             f"the model has the adapter {there[0]}, which {name} would leave beside the weights "
             "it was made for: train lora.merged(model) or lora.without(model)"
         )
+    if model.network.soft_prompt is not None:
+        raise ValueError(
+            f"the model has a soft prompt, for which a model that {name} trains has no place when "
+            "it is saved: train soft_prompts.without(model), or use LoRA()"
+        )
     if isinstance(method, LastBlocks) and method.count > model.config.num_layers:
         raise ValueError(f"count is {method.count}: the model has {model.config.num_layers} blocks")
     return model.twin()
@@ -135,7 +142,7 @@ def chooser(method: Method, network: Transformer) -> Callable[[Any, Any], bool]:
     if isinstance(method, SoftPrompt):
         return lambda path, leaf: path[0] == "soft_prompt"
     if isinstance(method, LoRA):
-        return lambda path, leaf: isinstance(leaf, Adapter) and method.name in path
+        return lambda path, leaf: isinstance(leaf, Adapter) and path[-2] == method.name
     if isinstance(method, Full):
         return lambda path, leaf: isinstance(leaf, nnx.Param) and path[0] != "soft_prompt"
     first = len(network.blocks) - method.count

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from gptj_lab import versions
+from gptj_lab.finetuning import continuing
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loss import check_remat
 from gptj_lab.finetuning.methods import Method
@@ -22,6 +23,7 @@ from gptj_lab.finetuning.optimisers import Optimiser
 from gptj_lab.generation.decoding import Decoding
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.mesh import distributed
+from gptj_lab.model.linear import Strength
 
 DTYPES = ("float32", "bfloat16", "float16")
 _EVALUATIONS = 10  # in a run that doesn't say how often
@@ -92,11 +94,13 @@ class Settings:
         )
 
     def check(self, model: LanguageModel) -> None:
-        """Nothing, if the samples can be written.
+        """Nothing, if the samples can be written, and the result can be saved.
 
         Raises:
-            TypeError, ValueError: a prompt is empty, or too long for the context.
+            TypeError, ValueError: a prompt is empty, or too long for the context; or the method's
+                result has no form on this model.
         """
+        continuing.check(model, self.method)
         if self.prompts:
             Decoding(model, self.prompts, max_new_tokens=self.sample_tokens)
 
@@ -149,11 +153,16 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
 def fingerprint(model: LanguageModel) -> str:
     """A hash of the config and the beginning of every weight; the same on any mesh."""
     found = hashlib.blake2b(repr(model.config).encode(), digest_size=12)
-    for path, leaf in nnx.to_flat_state(nnx.state(model.network, nnx.Param)):
+    for path, leaf in nnx.to_flat_state(nnx.state(model.network, _counts)):
         found.update(".".join(map(str, path)).encode())
         for array in jax.tree.leaves(versions.value(leaf)):
-            found.update(np.ascontiguousarray(distributed.gather(array[:1])).tobytes())
+            beginning = array[:1] if array.ndim else array
+            found.update(np.ascontiguousarray(distributed.gather(beginning)).tobytes())
     return found.hexdigest()
+
+
+def _counts(_: Any, leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Param | Strength)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from safetensors.numpy import save_file
+from safetensors.numpy import save as safetensors
 
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.finetuning import export, peft_config
@@ -111,7 +111,8 @@ def save(model: LanguageModel, directory: Path | str) -> None:
         "inference_mode": True,
     }  # fmt: skip
     with huggingface.replacing(directory, whole=False) as aside:
-        save_file({_TENSOR: vectors}, aside / "adapter_model.safetensors", {"format": "pt"})
+        stored = safetensors({_TENSOR: vectors}, {"format": "pt"})
+        (aside / "adapter_model.safetensors").write_bytes(stored)
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
 
 _SAMPLE = 160  # characters of a sample that are shown
 _OVERFIT = 1.01  # times the lowest held-out loss
+
+
+def unless_gone(say: Callable[[str], object]) -> Callable[[str], None]:
+    """`say`, which does nothing where the terminal has gone: no reason to stop training."""
+
+    def said(text: str) -> None:
+        with contextlib.suppress(OSError):
+            say(text)
+
+    return said
 
 
 class Quiet:

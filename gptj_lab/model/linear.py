@@ -121,7 +121,7 @@ class LowRank(nnx.Module):
     def _resized(
         self, raised: Float[Array, "*batch d_out"], plain: Float[Array, "*batch d_out"], weight: Any
     ) -> Float[Array, "*batch d_out"]:
-        if self.magnitude is None:
+        if self.magnitude is None or self.norms is None or self.share is None:
             return raised
         norms = jax.lax.stop_gradient(self.row_norms(weight)) if self.live else self.norms[...]
         longer = jnp.broadcast_to((self.magnitude[...] / norms).astype(plain.dtype), plain.shape)

@@ -11,8 +11,8 @@ import anywidget
 import numpy as np
 import traitlets
 
+from gptj_lab.finetuning import continuing, methods
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning import methods
 from gptj_lab.finetuning.control import ACTIVE
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.methods import Estimate
@@ -129,11 +129,22 @@ class TuneBoard(anywidget.AnyWidget):
     def estimate(self) -> Estimate:
         """Parameters, memory and operations of the next run, before it starts."""
         settings = self.settings
+        model, method = self._beginning
         return methods.estimate(
-            self.model, settings["method"], batch=settings["batch"], context=self.context,
+            model, method, batch=settings["batch"], context=self.context,
             optimiser=settings["optimiser"], remat=settings.get("remat"),
             dtype=settings.get("dtype"),
         )  # fmt: skip
+
+    @property
+    def told(self) -> list[str]:
+        """What becomes of the adapters and the soft prompt that the model has already."""
+        return list(continuing.sentences(*self._beginning))
+
+    @property
+    def _beginning(self) -> tuple[LanguageModel, methods.Method]:
+        settings = self.settings
+        return continuing.beginning(self.model, settings["method"], settings.get("adapter"))
 
     @property
     def context(self) -> int:

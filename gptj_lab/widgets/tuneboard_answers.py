@@ -88,10 +88,11 @@ def plan(board: TuneBoard) -> Message:
     """What the next run needs: sentences and numbers, or why it can't be told."""
     try:
         estimate = board.estimate
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return {"error": str(error)}
     return {
-        "sentence": str(estimate), "fits": bool(estimate.fits), "needed": estimate.needed,
+        "told": board.told, "sentence": str(estimate),
+        "fits": bool(estimate.fits), "needed": estimate.needed,
         "device": estimate.device, "trainable": estimate.trainable, "total": estimate.total,
         "flops": estimate.flops_per_token, "bytes": [list(each) for each in estimate.bytes.items()],
         "rate": board.rate, "tokens": board.settings["batch"] * board.context,

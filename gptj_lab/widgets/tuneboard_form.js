@@ -70,6 +70,7 @@ export function formPane(x) {
         ["learning rate", digits(told.rate, 2)],
         ["a step", `${count(told.tokens)} tokens, ${digits(told.flops * told.tokens / 1e12, 2)} TFLOP`],
       ].flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)])),
+      ...(told.told ?? []).map((each) => make("p", "gx-hint", each)),
       ...(told.fits ? [] : [make("p", "gx-hint", "Take a smaller batch or window, LoRA, or recompute (below More settings).")]));
   }
   return { node, fill, show, read: () => Object.fromEntries([...inputs].map(([name, made]) => [name, made.get()])),

@@ -67,6 +67,7 @@ FIELDS = (
     Field("dropout", "method", "float", "dropout", _LORA.dropout, "lora", hint="0 to below 1"),
     Field("targets", "method", "targets", "matrices", list(_LORA.targets), "lora", _same(*TARGETS)),
     Field("rslora", "method", "bool", "rsLoRA", _LORA.rslora, "lora", hint="alpha / √rank"),
+    Field("dora", "method", "bool", "DoRA", _LORA.dora, "lora", hint="rows' lengths too"),
     Field("count", "method", "int", "blocks", _LAST.count, "last_blocks", hint="from the end"),
     Field("head", "method", "bool", "and the head", _LAST.head, "last_blocks"),
     Field("length", "method", "int", "vectors", _SOFT.length, "soft_prompt"),
@@ -164,7 +165,9 @@ def settings_of_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `finetune` that a run's record (`Run.settings`) tells."""
     kinds = {kind.__name__: kind for kind in METHODS.values()}
     method = dict(recorded["method"])
-    kind = kinds[method.pop("kind")]
+    name = method.pop("kind")
+    further = {"adapter": method["name"]} if name == "Continued" else {}
+    kind = LoRA if further else kinds[name]
     if "targets" in method:
         method["targets"] = tuple(method["targets"])
     found = {
@@ -176,7 +179,7 @@ def settings_of_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
         found["held_out"] = recorded["held_out"]
     return found | {
         "method": kind(**method), "optimiser": Optimiser(**recorded["optimiser"]),
-        "prompts": tuple(recorded["prompts"]),
+        "prompts": tuple(recorded["prompts"]), **further,
     }  # fmt: skip
 
 
@@ -246,7 +249,7 @@ def _is_default(name: str, value: Any) -> bool:
     if name == "optimiser":
         return value == Optimiser()
     field = _BY_NAME.get(name)
-    default = field.default if field else {"keep": 2, "strict": False}.get(name)
+    default = field.default if field else {"keep": 2, "strict": False, "best": False}.get(name)
     return value == default or (name == "prompts" and not value)
 
 

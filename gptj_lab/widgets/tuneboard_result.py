@@ -95,9 +95,9 @@ class Result:
         return lora.merged(self.model) if lora.names(self.model) else self.model.twin()
 
     def _weighed(self, scale: float) -> Transformer:
-        names = lora.names(self._tuned)
-        if names:
-            return lora.weighed(self._tuned, **dict.fromkeys(names, scale)).network
+        method = self.run.settings["method"]
+        if method["kind"] == "LoRA":
+            return lora.weighed(self._tuned, **{method["name"]: scale}).network
         if scale == 0:
             return self.base.twin().network
         if scale == 1:
