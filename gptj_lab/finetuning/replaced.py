@@ -97,8 +97,10 @@ def take_off(model: LanguageModel, name: str) -> None:
     for path, value in record.before.items():
         _set(model, path, value)
     if not model.replaced and record.config.tied_embeddings != model.config.tied_embeddings:
+        network, bias = model.network, model.network.head.bias
+        network.head_bias = nnx.data(None if bias is None else nnx.Param(bias[...]))
+        network.head = None
         model.config = record.config
-        model.network.head = None
 
 
 def weigh(model: LanguageModel, name: str, factor: float) -> None:
@@ -154,8 +156,11 @@ def _untie(model: LanguageModel) -> None:
     """Gives the network a head of its own, which is the embedding still."""
     network = model.network
     model.config = dataclasses.replace(model.config, tied_embeddings=False)
-    head = Linear(1, 1, bias=False, std=0.0, key=jax.random.key(0))
+    bias = network.head_bias
+    head = Linear(1, 1, bias=bias is not None, std=0.0, key=jax.random.key(0))
     head.weight = nnx.Param(network.embed[...])
+    if bias is not None:
+        head.bias, network.head_bias = nnx.Param(bias[...]), None
     network.head = nnx.data(head)
     if model.mesh is not None:
         model.network = sharding.place(network, model.config, model.mesh)
