@@ -95,9 +95,10 @@ class Result:
         return lora.merged(self.model) if lora.names(self.model) else self.model.twin()
 
     def _weighed(self, scale: float) -> Transformer:
-        method = self.run.settings["method"]
-        if method["kind"] == "LoRA":
-            return lora.weighed(self._tuned, **{method["name"]: scale}).network
+        before = lora.names(self.base)
+        new = [name for name in lora.names(self._tuned) if name not in before]
+        if new:
+            return lora.weighed(self._tuned, **dict.fromkeys(new, scale)).network
         if scale == 0:
             return self.base.twin().network
         if scale == 1:
