@@ -174,6 +174,15 @@ def test_the_field_that_holds_the_text_is_named(tiny_model):
     assert "text_field='body'" in board.code()
 
 
+def test_columns_and_me_are_lines_of_the_form():
+    settings = {"prompt_field": "Frage", "me": "Ben", "encoding": "cp1251"}
+    form = tuneboard_form.form_of(settings)
+    assert (form["prompt_field"], form["answer_field"], form["me"]) == ("Frage", None, "Ben")
+    back = tuneboard_form.settings_of(form | {"answer_field": "Antwort", "me": " "}, settings)
+    assert (back["prompt_field"], back["answer_field"], back["me"]) == ("Frage", "Antwort", None)
+    assert back["encoding"] == "cp1251"  # what has no line stays
+
+
 def test_the_curves_are_the_history(finished):
     run = finished.board.run
     state, (curves, evaluations) = finished.one("poll")
