@@ -246,8 +246,10 @@ class ModelConfig:
             ValueError: a field whose value a config.json of the family can't say.
         """
         fields = self._to_file()
+        if not before:
+            return fields
         try:
-            old = ModelConfig.from_hugging_face(dict(before or {}))
+            old = ModelConfig.from_hugging_face(dict(before))
         except ValueError:  # a config that this network was not read from
             return fields
         if old.family != self.family:
@@ -257,7 +259,11 @@ class ModelConfig:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != getattr(old, field.name)
         }
-        return hugging_face_config.updated(before, fields, self.family, changed)
+        updated = hugging_face_config.updated(before, fields, self.family, changed)
+        try:
+            return updated if ModelConfig.from_hugging_face(updated) == self else fields
+        except ValueError:  # another name of a field still says what it said
+            return fields
 
     def _to_file(self) -> dict[str, Any]:
         ours = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

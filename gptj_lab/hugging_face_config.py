@@ -5,6 +5,7 @@ reads it, it changes what the network computes, and we don't honour it at its va
 doesn't read passes, as it does there (`passed_over` names it); see transformers_fields.py.
 """
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Set
@@ -152,9 +153,37 @@ _FAMILIES = {
 TITLES = {model_type: family.title for model_type, family in _FAMILIES.items()}
 
 # How config.json says that the matrices are int8, each with its `_scale` beside it.
-INT8 = {"quant_method": "gptj_lab_int8", "bits": 8, "symmetric": True, "per": "output channel"}
+_INT8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "config_groups": {
+        "group_0": {
+            # Said here too, as compressed-tensors from 0.15 on would otherwise take the matrices of
+            # a model whose activations stay float for packed ones.
+            "format": "int-quantized",
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel",
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+    },
+    "ignore": ["lm_head", "embed_out"],
+    "kv_cache_scheme": None,
+}  # fmt: skip
+# transformers has no int8 for GPT-2's Conv1D. Without a quant_method it refuses to load the model;
+# with one that it doesn't know it takes the whole numbers for weights, as it did of older folders.
+_INT8_GPT_2 = {"gptj_lab": "int8", "bits": 8, "symmetric": True, "per": "output channel"}
+_INT8_BEFORE = {
+    "quant_method": "gptj_lab_int8", "bits": 8, "symmetric": True, "per": "output channel"
+}  # fmt: skip
 # What means the default beside the default itself, or is honoured.
-_ALSO: dict[str, tuple[Any, ...]] = {"quantization_config": (INT8,), "is_causal": (True,)}
+_ALSO: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (_INT8, _INT8_GPT_2, _INT8_BEFORE), "is_causal": (True,)
+}  # fmt: skip
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _MOST_LAYERS = 10_000  # of an attention_types that is written out layer by layer
 _WINDOW = 256  # tokens; GPT-Neo's own, written where no layer has one
@@ -189,6 +218,15 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}: a JSON object is needed")
     return fields
+
+
+def int8_in_file(family: str) -> dict[str, Any]:
+    """The quantization_config of a family's config.json whose blocks' matrices are int8.
+
+    It is that of compressed-tensors, which transformers reads where it is installed; GPT-2's has no
+    quant_method, so that transformers refuses it.
+    """
+    return copy.deepcopy(_INT8_GPT_2 if family == "gpt2" else _INT8)
 
 
 def to_ours(fields: Mapping[str, Any], where: str) -> dict[str, Any]:

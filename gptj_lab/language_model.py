@@ -180,6 +180,12 @@ class LanguageModel:
     def save(self, directory: Path | str) -> None:
         """Writes a Hugging Face directory that `load` and transformers read.
 
+        int8 matrices are written in the form of compressed-tensors (int-quantized, a scale a row).
+        transformers reads them where the package compressed-tensors is installed, best with
+        dtype="float32", and refuses them elsewhere; a GPT-2's it refuses in any case, as it has no
+        int8 for their Conv1D. For transformers alone load the model with weights="float32", or
+        `gptj-lab convert --dtype float32`.
+
         What lay beside the weights that were loaded (tokenizer, chat template,
         generation_config.json, model card) comes along as it was, and of config.json the fields
         that still hold. Of an earlier model in `directory` only texts for people stay, a README.md

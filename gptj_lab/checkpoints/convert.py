@@ -10,7 +10,7 @@ import numpy as np
 
 from gptj_lab.checkpoints import families, huggingface, mesh_transformer, npz_shards, weights
 from gptj_lab.checkpoints.companions import Companions, carry
-from gptj_lab.checkpoints.filling import SCALE, checked, parameter_shapes, quantised
+from gptj_lab.checkpoints.filling import SCALE, checked, parameter_shapes, quantised, scale_shape
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, converted
@@ -42,7 +42,8 @@ def convert(
         target: a folder that is not there yet, or empty.
         to: "huggingface" (safetensors), or "mesh-transformer" (the slim form).
         dtype: "float32", "bfloat16" or "float16"; by default that of most of the weights. Or
-            "int8", for "huggingface" alone: the blocks' matrices, the rest stays as it is.
+            "int8", for "huggingface" alone: the blocks' matrices, the rest stays as it is (see
+            `LanguageModel.save` for what reads it).
         shards: shard folders of "mesh-transformer".
         max_shard_bytes: of one file of "huggingface".
 
@@ -177,7 +178,8 @@ def _entries(
             found.append(entry(name, tensor, plain))
         elif tensor.dtype == np.int8:
             found.append(Entry(name, tensor.shape, tensor.dtype, tensor.read))
-            found.append(entry(name + SCALE, tensors[name + SCALE], "float32"))
+            scales = tensors[name + SCALE].reshaped(scale_shape(form))
+            found.append(entry(name + SCALE, scales, "float32"))
         else:
             found += _quantised(form, tensor)
     return found
@@ -198,12 +200,11 @@ def _quantised(form: families.Tensor, tensor: StoredTensor) -> list[Entry]:
     def scales() -> np.ndarray:
         if not kept:  # the matrix lies in a file that was whole already
             values()
-        return kept[0]
+        return kept[0].reshape(scale_shape(form))
 
-    outputs = tensor.shape[-1 if form.conv1d else 0]
     return [
         Entry(form.name, tensor.shape, np.dtype(np.int8), values),
-        Entry(form.name + SCALE, (outputs,), DTYPES["float32"], scales),
+        Entry(form.name + SCALE, scale_shape(form), DTYPES["float32"], scales),
     ]
 
 

@@ -158,13 +158,19 @@ def checked(
         outputs = found[known].shape[-1 if wanted[known].conv1d else 0]
         if (found[known].dtype == np.int8) != (scale is not None):
             raise ValueError(f"{name} in {where}: an int8 tensor and {name}{SCALE} go together")
-        if scale is not None and scale.shape != (outputs,):
+        if scale is not None and scale.shape not in ((outputs,), (outputs, 1)):
             raise ValueError(
-                f"{name}{SCALE} in {where} has shape {scale.shape}: {(outputs,)} is needed"
+                f"{name}{SCALE} in {where} has shape {scale.shape}: {scale_shape(wanted[known])} "
+                "is needed"
             )
         if scale is not None:
-            found[known + SCALE] = scale
+            found[known + SCALE] = scale.reshaped((outputs,))
     return found
+
+
+def scale_shape(tensor: families.Tensor) -> tuple[int, ...]:
+    """The shape in which an int8 tensor's scales are written; also plain rows of them are read."""
+    return tensor.shape[1:] if tensor.conv1d else (tensor.shape[0], 1)
 
 
 def parameter_shapes(config: ModelConfig) -> Mapping[families.Path, tuple[int, ...]]:

@@ -16,12 +16,12 @@ from flax import nnx
 from gptj_lab import hugging_face_config, notices, versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.companions import CONFIG, NONE, Companions, put_by, stale
-from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill
+from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill, scale_shape
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
 from gptj_lab.checkpoints.weights import SAFETENSORS, inside, tensors
 from gptj_lab.config import ModelConfig
-from gptj_lab.hugging_face_config import INT8
+from gptj_lab.hugging_face_config import int8_in_file
 from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.transformer import Transformer
 
@@ -116,7 +116,7 @@ def _entries(tensor: families.Tensor, values: Sequence[Any]) -> list[Entry]:
     scales = [value.scale for value in values]
     return [
         _entry(tensor.name, tensor.shape, tensor, [value.values for value in values]),
-        _entry(tensor.name + SCALE, (sum(len(scale) for scale in scales),), tensor, scales),
+        _entry(tensor.name + SCALE, scale_shape(tensor), tensor, scales),
     ]
 
 
@@ -125,7 +125,7 @@ def _entry(
 ) -> Entry:
     def make() -> np.ndarray:
         # Of copies, as an array on an accelerator keeps what it once gave to the host.
-        return tensor.join([np.asarray(value.copy()) for value in values])
+        return tensor.join([np.asarray(value.copy()) for value in values]).reshape(shape)
 
     return Entry(name, shape, np.dtype(values[0].dtype), make)
 
@@ -176,7 +176,7 @@ def _config(config: ModelConfig, dtype: str, quantised: bool, companions: Compan
     fields = config.to_hugging_face(before)
     fields.pop("quantization_config", None)
     if quantised:
-        fields["quantization_config"] = INT8
+        fields["quantization_config"] = int8_in_file(config.family)
     # transformers 4 wrote torch_dtype; both read it, 4 reads nothing else.
     names = [name for name in ("dtype", "torch_dtype") if name in fields] or ["dtype"]
     fields |= dict.fromkeys(names, dtype)

@@ -44,6 +44,10 @@ class StoredTensor:
         """The same tensor with its axes in the opposite order; nothing is copied."""
         return StoredTensor(self.shape[::-1], self.dtype, lambda: self.read().T, self.where)
 
+    def reshaped(self, shape: tuple[int, ...]) -> "StoredTensor":
+        """The same values in the same order with another shape."""
+        return StoredTensor(shape, self.dtype, lambda: self.read().reshape(shape), self.where)
+
     def stand_in(self) -> np.ndarray:
         """Zeros of the same shape and dtype that take no memory: to try views and shapes on."""
         return np.broadcast_to(np.zeros((), self.dtype), self.shape)
