@@ -214,3 +214,9 @@ def full_name(config: ModelConfig, name: str) -> str | None:
         name = family.prefix + name
     block = rf"{re.escape(family.prefix)}{family.blocks}\.\d+\."
     return None if re.fullmatch(block + family.ignored, name) else name
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name is a buffer of some family, which no network needs."""
+    ignored = "|".join(family.ignored for family in _FAMILIES.values())
+    return re.search(rf"\.\d+\.({ignored})$", name) is not None

@@ -52,6 +52,8 @@ def read_flax(file: Path) -> dict[str, StoredTensor]:
             tree = reader.value()
             if opened.tell() != reader.size or not isinstance(tree, dict):
                 raise ValueError("it isn't one map of parameters")
+            if isinstance(tree.get("params"), dict):  # a whole state of variables was saved
+                tree = tree["params"]
             leaves = dict(_leaves(tree, ""))
         except (ValueError, KeyError, TypeError, struct.error) as error:
             raise ValueError(

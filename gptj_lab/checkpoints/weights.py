@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.flax_files import read_flax, torch_name
 from gptj_lab.checkpoints.safetensors_files import read_safetensors
 from gptj_lab.checkpoints.stored import StoredTensor
@@ -80,10 +81,10 @@ def tensors(directory: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for file, names in _indexed(directory, form).items():
         here = form.read(file)
-        if names - here.keys():
+        lacking = sorted(name for name in names - here.keys() if not families.is_buffer(name))
+        if lacking:
             raise ValueError(
-                f"{file} lacks {sorted(names - here.keys())[0]}, which {form.index} places there: "
-                "copy the file again"
+                f"{file} lacks {lacking[0]}, which {form.index} places there: copy the file again"
             )
         found |= {name: tensor for name, tensor in here.items() if name in names}
     return found
