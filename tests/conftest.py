@@ -1,6 +1,7 @@
 """Eight host devices, shapes checked, no silent rank promotion; small models to compare."""
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -32,6 +33,37 @@ def pytest_configure(config):
     """
     quick = config.option.markexpr == "not slow"
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+COMPARED = ("torch", "peft", "transformers", "transformer_lens")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """Without a package to compare with, a test is skipped, by the package's name."""
+    return (yield from _skipped_without_what_it_compares_with())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """As pytest_runtest_setup: also a test that imports the package itself."""
+    return (yield from _skipped_without_what_it_compares_with())
+
+
+def _skipped_without_what_it_compares_with():
+    try:
+        return (yield)
+    except ImportError as error:
+        lacks = str(error.name or error)  # transformers says it needs torch in a sentence
+        torch = "PyTorch" in lacks and importlib.util.find_spec("torch") is None
+        missing = "torch" if torch else lacks.partition(".")[0]
+        last = error.__traceback__
+        while last.tb_next is not None:
+            last = last.tb_next
+        ours = "gptj_lab" in Path(last.tb_frame.f_code.co_filename).parts
+        if missing not in COMPARED or (ours and missing != "transformers"):
+            raise  # the package itself works without torch
+        pytest.skip(f"{missing} isn't installed, and this compares with it")
 
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}  # relative to the largest logit

@@ -4,10 +4,11 @@ import contextlib
 
 import numpy as np
 import pytest
-import torch
 
 import gptj_lab
 from gptj_lab.lens import ablation, patching, path_patching
+
+torch = pytest.importorskip("torch")
 
 CLEAN = [7, 40, 41, 99, 43, 44, 45, 46, 47]
 CORRUPT = [7, 40, 41, 98, 43, 44, 60, 46, 47]
