@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN = .venv/bin
 START = notebooks/00_start_here.ipynb
 TRY ?= Once upon a time
+# What the tests compare with: another version, another index, or none.
+TORCH ?= 2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 LAB_FLAGS = --LabApp.default_url=/lab/tree/$(START)
 ifeq ($(shell uname -s)$(DISPLAY)$(WAYLAND_DISPLAY),Linux)
@@ -11,7 +14,7 @@ ifeq ($(shell id -u),0)
 LAB_FLAGS += --allow-root
 endif
 
-.PHONY: lab test try check slow reference notebooks colab wheel picture plan-table what-is-read
+.PHONY: lab test try check slow reference notebooks colab wheel compat picture plan-table what-is-read
 # Huge pages for the kernels: a training step on a CPU then spends less on fresh memory.
 lab: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 lab: .venv/lab
@@ -51,6 +54,10 @@ wheel: .venv/bin/python
 	$(BIN)/pip wheel -q --no-deps -w dist .
 	@ls dist/*.whl
 
+# The core suite on Colab's versions, the oldest and the newest; ARGS=colab: on those alone.
+compat: .venv/test
+	$(BIN)/python tests/compatibility/environments.py $(ARGS)
+
 # The screenshots in docs/, taken by the browser tests.
 picture: .venv/test
 	GPTJ_LAB_PICTURE=1 $(BIN)/python -m pytest tests/browser -k 'stream or slices or pictures'
@@ -82,8 +89,13 @@ plan-table: .venv-tpu/ready
 	$(BIN)/pip install -q -e '.[lab]'
 	touch $@ .venv/base
 
-# torch first, by its exact version: an open range takes a CUDA build of several gigabytes.
+# torch first, since on Linux PyPI's builds bring gigabytes of CUDA: the CPU's index is asked too,
+# and where both answer, its "+cpu" is the newer. TORCH=none leaves torch and what needs it out.
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -q torch==2.13.0
+ifneq ($(TORCH),none)
+	$(BIN)/pip install -q --retries 1 --extra-index-url $(TORCH_INDEX) torch==$(TORCH)
+	$(BIN)/pip install -q -e '.[test,compared]'
+else
 	$(BIN)/pip install -q -e '.[test]'
+endif
 	touch $@ .venv/lab .venv/base

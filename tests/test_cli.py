@@ -179,6 +179,8 @@ def test_finetune_saves_the_best_model_where_asked(
 
     # What a step brings is for the processor's rounding to decide: the measure turns by itself.
     def turning(measuring, go_on=None):
+        if not len(measuring.windows):
+            return None  # nothing is held out
         return abs(int(measuring._trainer.arrays()["step"]) - 2) + 1.0
 
     monkeypatch.setattr(Measuring, "loss", turning)
