@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--json", type=Path, help="figures and samples go here")
     chosen = parser.parse_args()
+    if not any(chosen.corpus.glob("*_val.txt")):
+        parser.error(f"--corpus {chosen.corpus} holds no *_val.txt, the tales that are asked about")
     figures = {}
     for name in chosen.models:
         model = gptj_lab.load(name, weights="float32")

@@ -127,6 +127,11 @@ def test_train_pocket_leaves_a_model_its_measures_and_its_curve(short_library, t
     assert "step 3  loss" in said and "tales: " in said and " xz " in said
     assert (out / "pocket" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert gptj_lab.load(out / "pocket").generate("once", max_new_tokens=2)[0].token_ids
+    assert cli.main(["export-pocket", "--out", str(out), "--to", str(tmp_path / "again")]) == 0
+    again = tmp_path / "again" / "model.safetensors"
+    assert again.read_bytes() == (out / "pocket" / "model.safetensors").read_bytes()
+    assert cli.main(["train-pocket", *where, "--steps", "9", "--minutes", "0", *size]) == 0
+    assert "stopped at step 4" in (said := capsys.readouterr().out) and "export-pocket" in said
     assert cli.main(["train-pocket", "--text", str(tmp_path / "no"), "--out", str(out)]) == 2
     assert "is not a directory" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,12 @@ def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(
     assert measures["held_out_modules"] == list(pocket.HELD_OUT_MODULES)
     assert (tmp_path / "model" / "README.md").read_text() == "a card"
     assert model.generate("once a king", max_new_tokens=3)[0].token_ids
+    bits = {}
+    for averaged in (True, False):
+        found = pocket.export(out, tmp_path / str(averaged), averaged=averaged)
+        bits[averaged] = found["tales"]["bits_per_byte"] + found["code"]["bits_per_byte"]
+    assert weights(tmp_path / "True") != weights(tmp_path / "False")
+    assert measures["averaged"] == (bits[True] <= bits[False]), "the texts are all of the samples"
 
 
 def test_bits_per_byte_is_the_sum_of_every_token_given_what_came_before(tiny_config):
@@ -178,6 +185,43 @@ def test_a_plan_that_makes_no_sense_is_refused(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"plan\.json is no plan"):
             mixture.read_plan(file)
+
+
+def test_a_run_waits_while_the_pause_file_is_there_unless_it_is_stopped(tmp_path):
+    stop, file = threading.Event(), tmp_path / "pause"
+    assert pocket._pause(tmp_path, stop) < 0.4
+    file.touch()
+    threading.Timer(0.2, file.unlink).start()
+    assert 0.4 < pocket._pause(tmp_path, stop), "it looks twice a second"
+    file.touch()
+    stop.set()
+    assert pocket._pause(tmp_path, stop) < 0.4
+
+
+def test_several_folders_and_python_of_packages_are_read(short_library, texts, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "tales_more.txt").write_text(tale(77) + "\n\n" + tale(999))
+    folders = [texts, tmp_path / "more"]
+    stories = pocket.story_documents(folders)
+    assert tale(77) in stories[-1] and tale(999) not in stories[-1], "held out in the other folder"
+    chosen = pocket.story_documents(folders, mixture.Source(files=("*_more",)))
+    assert chosen == stories[-1:]
+    with pytest.raises(FileNotFoundError, match=r"no text to train on in \('poems',\)"):
+        pocket.story_documents(folders, mixture.Source(files=("poems",)))
+    held_out = pocket.held_out_documents()[0]
+    (tmp_path / "code").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \*\.txt files: make them by code_corpus"):
+        pocket.code_documents(code_dir=tmp_path / "code")
+    (tmp_path / "code" / "a.txt").write_text("x = 'mine'\n<|endoftext|>" + held_out)
+    library, both = pocket.code_documents(), pocket.code_documents(code_dir=tmp_path / "code")
+    assert sorted(both) == sorted([*library, "x = 'mine'\n"]), "bisect is held out there too"
+
+
+def test_documents_longer_than_a_source_takes_are_left_out(tmp_path):
+    tokenizer = train_bpe([tale(1)], 300)
+    pocket._save_tokens(tmp_path / "a.npy", tokenizer, [tale(2, 5), tale(3, 200), tale(4, 5)], 60)
+    ids = [tokenizer.encode(tale(seed, 5)) for seed in (2, 4)]
+    assert np.load(tmp_path / "a.npy").tolist() == [0, *ids[0], 0, *ids[1], 0]
 
 
 def test_parts_of_a_step_are_all_of_its_rows():
