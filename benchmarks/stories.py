@@ -190,33 +190,35 @@ def measure(
     def bits(texts: list[str]) -> float:
         return pocket.bits_per_byte(model.network, model.tokenizer, texts, context=context)
 
-    found: dict = {"parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model.network)))}
-    found["tales, bits per byte"] = bits(tales)
-    found["code, bits per byte"] = bits(pocket.held_out_documents())
-    say("bits per byte of tales and code are measured")
+    found: dict = {}
+
+    def tell(name: str, value: float) -> None:
+        found[name] = value
+        say(f"{name}: {_cell(name, value)}")
+
+    tell("parameters", sum(x.size for x in jax.tree.leaves(nnx.state(model.network))))
+    asked = probes()
+    right = answered(model, [probe.question for probe in asked], 64)
+    tell("who is who", float(right.mean()))
+    for kind in dict.fromkeys(probe.kind for probe in asked):
+        own = np.array([probe.kind == kind for probe in asked])
+        tell(f"who is who: {kind}", float(right[own].mean()))
+    questions = next_sentences(tales)
+    tell("next sentence", float(answered(model, questions, _READ + 64).mean()))
+    tell("code, bits per byte", bits(pocket.held_out_documents()))
+    tell("tales, bits per byte", bits(tales))
+    made = samples(model, count)
+    tell("repeated runs of four words", float(np.mean([repeated(s["text"]) for s in made])))
+    first = [len(set(words(s["text"])[:100])) for s in made if len(words(s["text"])) >= 100]
+    tell("different words in the first 100", float(np.mean(first)) if first else math.nan)
+    ended = [s["ended"] == "end_of_text" for s in made]
+    tell("samples that end by themselves", float(np.mean(ended)))
     wiki, lambada = evaluation / "wikitext2_valid.txt", evaluation / "lambada_openai.jsonl"
     if wiki.is_file():
         text = wiki.read_bytes()[:_FOREIGN_BYTES].decode("utf-8", "ignore")
-        found["WikiText-2, bits per byte"] = bits([text])
+        tell("WikiText-2, bits per byte", bits([text]))
     if lambada.is_file():
-        found["LAMBADA's last words, bits per byte"] = _last_words(model, lambada)
-    say("foreign texts are measured")
-    questions = next_sentences(tales)
-    found["next sentence"] = float(answered(model, questions, _READ + 64).mean())
-    asked = probes()
-    right = answered(model, [probe.question for probe in asked], 64)
-    found["who is who"] = float(right.mean())
-    for kind in dict.fromkeys(probe.kind for probe in asked):
-        own = np.array([probe.kind == kind for probe in asked])
-        found[f"who is who: {kind}"] = float(right[own].mean())
-    say("questions are asked")
-    made = samples(model, count)
-    found["repeated runs of four words"] = float(np.mean([repeated(s["text"]) for s in made]))
-    first = [len(set(words(s["text"])[:100])) for s in made if len(words(s["text"])) >= 100]
-    found["different words in the first 100"] = float(np.mean(first)) if first else math.nan
-    found["samples that end by themselves"] = float(
-        np.mean([s["ended"] == "end_of_text" for s in made])
-    )
+        tell("LAMBADA's last words, bits per byte", _last_words(model, lambada))
     return found | {"samples": made}
 
 
@@ -252,7 +254,9 @@ def main() -> None:
     figures = {}
     for name in chosen.models:
         model = gptj_lab.load(name, weights="float32")
-        figures[str(name)] = measure(model, chosen.corpus, chosen.eval, chosen.samples, print)
+        figures[str(name)] = measure(
+            model, chosen.corpus, chosen.eval, chosen.samples, functools.partial(print, flush=True)
+        )
         if chosen.json:
             chosen.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     print(table(figures))
