@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", default="pocket", help="pocket, a directory, or a hub name")
     generate.add_argument("--weights", help="float32, bfloat16, float16 or int8 (float32)")
     generate.add_argument("--revision", help="branch, tag or commit on the hub")
+    generate.add_argument("--variant", help="fp16 for weights in model.fp16.safetensors")
     for name, (kind, what) in _SETTINGS.items():
         generate.add_argument(f"--{name}", type=kind, help=what, default=argparse.SUPPRESS)
     generate.add_argument(
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of one safetensors file (5000000000)",
     )  # fmt: skip
     convert.add_argument("--revision", help="branch, tag or commit on the hub")
+    convert.add_argument("--variant", help="fp16 for weights in model.fp16.safetensors")
     convert.set_defaults(run=_convert)
     _add_plan(commands)
     cli_finetune.add(commands)
@@ -186,7 +188,9 @@ def _generate(chosen: argparse.Namespace) -> int:
     _keep_compiled_programs()
     import gptj_lab
 
-    model = gptj_lab.load(chosen.model, weights=chosen.weights, revision=chosen.revision)
+    model = gptj_lab.load(
+        chosen.model, weights=chosen.weights, revision=chosen.revision, variant=chosen.variant
+    )
     for number, folder in enumerate(chosen.adapter, 1):
         from gptj_lab.finetuning.soft_prompts import load_trained
 
@@ -212,9 +216,10 @@ def _convert(chosen: argparse.Namespace) -> int:
     from gptj_lab.checkpoints.convert import convert
     from gptj_lab.language_model import find
 
+    source, weights_in = find(chosen.source, chosen.revision, chosen.variant)
     convert(
-        find(chosen.source, chosen.revision), chosen.target, chosen.to, dtype=chosen.dtype,
-        shards=chosen.shards, max_shard_bytes=chosen.max_shard_bytes,
+        source, chosen.target, chosen.to, dtype=chosen.dtype, shards=chosen.shards,
+        max_shard_bytes=chosen.max_shard_bytes, variant=chosen.variant, weights_in=weights_in,
     )  # fmt: skip
     print(f"{chosen.target} is whole: gptj_lab.load() takes that folder")
     if not (chosen.target / "tokenizer.json").is_file():

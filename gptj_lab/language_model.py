@@ -260,6 +260,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     config: ModelConfig | None = None,
 ) -> LanguageModel:
     """A language model: the embedded "pocket", a directory here, or a hub name.
@@ -273,7 +274,11 @@ def load(
             which quantises the blocks' matrices while they are read (a quarter of float32's). By
             default float32, or int8 where the weights lie so.
         mesh: the devices to cut it over, of `gptj_lab.mesh(data=, model=)`; by default one.
-        revision: branch, tag or commit on the hub; its main branch by default.
+        revision: branch, tag, commit or pull request ("refs/pr/40") on the hub; its main branch by
+            default, and for GPT-J-6B, which has no safetensors there, those of the pull request in
+            `hub.SAFETENSORS_IN`.
+        variant: of the weights, such as "fp16" for model.fp16.safetensors; by default the plain
+            files, or the only variant where there are none. The dtype is `weights`.
         config: the shape of an original release that has no configuration json by it; by default
             that of GPT-J-6B.
 
@@ -282,30 +287,36 @@ def load(
         ValueError: what is found can't be read as one of the families of ModelConfig, or can't be
             cut over the mesh; the message names the field or tensor.
     """
-    directory = find(str(name), revision)
+    directory, weights_in = find(str(name), revision, variant)
     companions = Companions.read(directory)
     if mesh_transformer.is_release(directory):
+        if variant is not None:
+            raise ValueError(f"variant is {variant!r}, but {directory} is an original release")
         config, stored = mesh_transformer.tensors(directory, config)
         tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
     elif config is not None:
         raise ValueError(f"{directory} has a config.json: `config` is for original releases only")
     else:
-        config, stored = huggingface.read_config(directory), tensors(directory)
+        config, stored = huggingface.read_config(directory), tensors(weights_in, variant)
         tokenizer = Tokenizer.from_directory(directory)
     if weights is None:
         quantised = any(tensor.dtype == np.int8 for tensor in stored.values())
         weights = "int8" if quantised else "float32"
     place = None if mesh is None else sharding.placing(config, mesh)
-    network = fill(config, stored, str(directory), weights, place)
+    network = fill(config, stored, str(weights_in), weights, place)
     return LanguageModel(config, network, tokenizer, str(name), mesh, companions)
 
 
-def find(name: str, revision: str | None = None) -> Path:
-    """The directory of "pocket", of a path, or of a hub name, which is fetched if need be.
+def find(name: str, revision: str | None = None, variant: str | None = None) -> hub.Folders:
+    """The folder of "pocket", of a path, or of a hub name, which is fetched if need be.
+
+    Args:
+        variant: of the weights to fetch from the hub.
 
     Raises:
         FileNotFoundError: there is none; the message says where it was sought.
-        ValueError: a revision of something that doesn't lie on the hub.
+        ValueError: a revision of something that doesn't lie on the hub; or of a hub name several
+            variants and no plain weights.
     """
     path = Path(name).expanduser()
     if revision is not None and (name == "pocket" or path.is_dir()):
@@ -313,17 +324,17 @@ def find(name: str, revision: str | None = None) -> Path:
     if name == "pocket":
         for directory in presets.POCKET:
             if (directory / "config.json").is_file():
-                return directory
+                return hub.Folders(directory, directory)
         raise FileNotFoundError(
             "the pocket model is not in this copy of gptj_lab: train it with "
             "`gptj-lab train-pocket`, or load another model"
         )
     if path.is_dir():
-        return path
+        return hub.Folders(path, path)
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
         raise FileNotFoundError(
             f"{name!r} is not the embedded 'pocket', not a directory here, and not a hub name "
             "like 'EleutherAI/gpt-j-6b'"
         )
-    return hub.fetch(name, revision)
+    return hub.fetch(name, revision, variant)

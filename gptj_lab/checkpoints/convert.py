@@ -30,6 +30,8 @@ def convert(
     dtype: str | None = None,
     shards: int = 8,
     max_shard_bytes: int = huggingface.MAX_SHARD_BYTES,
+    variant: str | None = None,
+    weights_in: Path | None = None,
 ) -> None:
     """Writes the checkpoint in `source` anew as `target`, one tensor in memory at a time.
 
@@ -46,6 +48,8 @@ def convert(
             `LanguageModel.save` for what reads it).
         shards: shard folders of "mesh-transformer".
         max_shard_bytes: of one file of "huggingface".
+        variant: of the weights in `source`; see `load`.
+        weights_in: the folder of the weights, where they don't lie in `source`.
 
     Raises:
         ValueError: what is asked for, or what `source` holds, can't be.
@@ -59,7 +63,8 @@ def convert(
         )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: name a folder that is not, or empty it")
-    config, tensors = _opened(source)
+    weights_in = weights_in or source
+    config, tensors = _opened(source, weights_in, variant)
     companions = Companions.read(source)
     tensors = checked(config, tensors, str(source))
     plain = _prevailing(tensors)
@@ -78,7 +83,8 @@ def convert(
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}: at least 1 is needed")
 
     work = target.with_name(f".{target.name}.converting")
-    _begin(work, [str(source.resolve()), _fingerprint(source), to, dtype, shards, max_shard_bytes])
+    files = _fingerprint(weights_in, variant)
+    _begin(work, [str(source.resolve()), files, to, dtype, shards, max_shard_bytes])
     try:
         _check_space(work, sum(entry.nbytes for entry in entries))
         if fields is None:
@@ -117,10 +123,12 @@ def tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer | None:
         return Tokenizer.gpt2(spare)
 
 
-def _opened(source: Path) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
+def _opened(
+    source: Path, weights_in: Path, variant: str | None
+) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
     if mesh_transformer.is_release(source):
         return mesh_transformer.tensors(source)
-    return huggingface.read_config(source), weights.tensors(source)
+    return huggingface.read_config(source), weights.tensors(weights_in, variant)
 
 
 def _prevailing(tensors: Mapping[str, StoredTensor]) -> str:
@@ -208,12 +216,12 @@ def _quantised(form: families.Tensor, tensor: StoredTensor) -> list[Entry]:
     ]
 
 
-def _fingerprint(source: Path) -> list[tuple[str, int, int]]:
+def _fingerprint(source: Path, variant: str | None) -> list[tuple[str, int, int]]:
     """Name, size and time of every file of the weights."""
     if mesh_transformer.is_release(source):
         files = sorted(source.glob("shard_*/*.npz"))
     else:
-        files = weights.weight_files(source)
+        files = weights.weight_files(source, variant)
     stats = [(str(file.relative_to(source)), file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 

@@ -1,71 +1,234 @@
 """Fetching a model from the Hugging Face hub: the weights in one form only, the best there is."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from gptj_lab.checkpoints.companions import PATTERNS
-from gptj_lab.checkpoints.weights import FORMS, Form, choose
+from gptj_lab import hugging_face_config, notices
+from gptj_lab.checkpoints.companions import CONFIG, PATTERNS
+from gptj_lab.checkpoints.weights import SAFETENSORS, Form, choose
+from gptj_lab.config import ModelConfig
+
+# Repositories without safetensors on their main branch, and the pull request whose safetensors are
+# taken instead. Anyone can open one, so only what is known comes in here.
+SAFETENSORS_IN = {"eleutherai/gpt-j-6b": "refs/pr/40"}
+_PULL_REQUESTS = 3  # how many of others are looked at, the newest first
+_PULL_REQUEST = re.compile(r"refs/pr/(\d+)")
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+class Folders(NamedTuple):
+    """Where a checkpoint lies: mostly one folder.
+
+    Attributes:
+        directory: config.json, the tokenizer and all that is small.
+        weights: the weights; another folder where they come from a pull request.
+    """
+
+    directory: Path
+    weights: Path
+
+
+def fetch(name: str, revision: str | None = None, variant: str | None = None) -> Folders:
     """The folder of a model on the hub, fetched into huggingface_hub's cache if it isn't there.
 
     Without a network, what the cache has is taken.
 
     Args:
-        revision: a branch, tag or commit; the main branch by default.
+        revision: a branch, tag, commit or pull request ("refs/pr/40"); by default the main branch,
+            and of a repository in SAFETENSORS_IN the weights of that pull request. One that has
+            only weights is completed by the main branch.
+        variant: of the weights, see `weights.choose`.
 
     Raises:
-        FileNotFoundError: the hub doesn't have it or can't be reached, or it holds no weights.
+        FileNotFoundError: the hub doesn't have it or can't be reached, or it holds no weights, or
+            not that variant.
+        ValueError: it has several variants and no plain weights.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
+
+    try:
+        siblings = HfApi().model_info(name, revision=revision).siblings or []
+    except Exception as error:  # huggingface_hub has had three HTTP libraries, each with its own
+        return _instead(error, name, revision, variant)
+    names = [file.rfilename for file in siblings]
+    form = choose(names, name, variant)
+    try:
+        if revision is None and variant is None and not (form and form.is_safetensors):
+            if not _is_here(name, form) and (found := _from_pull_request(name)):
+                return found
+        if form is not None:
+            folder = _snapshot(name, revision, _patterns(form))
+            return _completed(name, revision, folder)
+    except Exception as error:
+        return _instead(error, name, revision, variant)
+    raise FileNotFoundError(_could_not(name, "it holds no weights as safetensors, .bin or msgpack"))
+
+
+def _instead(error: Exception, name: str, revision: str | None, variant: str | None) -> Folders:
+    """What the cache has of a model for which the hub failed with this error.
+
+    Raises:
+        FileNotFoundError: nothing, or the error says that there is no such model.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
     problem = "the hub can't be reached and nothing of it is in the local cache"
-    try:
-        siblings = HfApi().model_info(name, revision=revision).siblings or []
-        form = choose(file.rfilename for file in siblings)
-        if form is not None:
-            wanted = _patterns(form)
-            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        problem = "it holds no weights as safetensors, .bin or msgpack"
-    except HFValidationError as error:
+    if isinstance(error, HFValidationError):
         problem = str(error)
-    except RevisionNotFoundError:
+    elif isinstance(error, RevisionNotFoundError):
         problem = f"it has no revision {revision!r}"
-    except HfHubHTTPError as error:
+    elif cached := _cached(name, revision, variant):
+        return cached
+    elif isinstance(error, HfHubHTTPError):
         problem = f"the hub answered: {error}"
-        if cached := _cached(name, revision):
-            return cached
-    except Exception as error:  # huggingface_hub has had three HTTP libraries, each with its own
-        if cached := _cached(name, revision):
-            return cached
-        if not no_connection(error):
-            raise
-    raise FileNotFoundError(
+    elif not no_connection(error):
+        raise error
+    raise FileNotFoundError(_could_not(name, problem)) from None
+
+
+def _could_not(name: str, problem: str) -> str:
+    return (
         f"{name} could not be loaded: {problem}. Check the name and the network, "
         "or give the path of a directory"
     )
 
 
-def _patterns(form: Form) -> list[str]:
-    return [*PATTERNS, form.single, form.index, form.shards]
+def _from_pull_request(name: str) -> Folders | None:
+    """Safetensors of a repository that has none on main, if they lie in one that we know.
+
+    Of others it is only told that they are there. Whatever fails on the way is no reason not to
+    load what main has.
+    """
+    from huggingface_hub import HfApi
+
+    known = SAFETENSORS_IN.get(name.lower())
+    try:
+        if known is None:
+            _tell_of_others(name)
+            return None
+        names = HfApi().list_repo_files(name, revision=known)
+        if not SAFETENSORS.is_among(names):
+            return None
+        directory = _snapshot(name, None, PATTERNS)
+        beside = _snapshot(name, known, [CONFIG])
+    except Exception:  # no answer, no such pull request, a mirror that has only main
+        return None
+    if not _taken(name, known, directory, beside):
+        return None
+    return Folders(directory, _snapshot(name, known, [CONFIG, *_weights(SAFETENSORS)]))
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
-    """The folder of a model that was fetched before, if it is whole in some form."""
+def _taken(name: str, known: str, directory: Path, beside: Path) -> bool:
+    """Whether weights from a pull request go with the config.json on main; told in any case."""
+    fits = not (beside / CONFIG).is_file() or _config(beside) == _config(directory)
+    if fits:
+        notices.tell(
+            f"{name} has no safetensors on its main branch: those of {known} are taken, all else "
+            'from main (revision="main" takes what main has)'
+        )
+    else:
+        notices.tell(
+            f"{known} of {name} has safetensors, but another config.json than main: what main has "
+            f'is taken (revision="{known}" takes that one)'
+        )
+    return fits
+
+
+def _config(folder: Path) -> ModelConfig | None:
+    """The network that a folder's config.json describes; None if it is none that we have."""
+    try:
+        return ModelConfig.from_hugging_face(hugging_face_config.read_file(folder / CONFIG))
+    except (OSError, ValueError):
+        return None
+
+
+def _tell_of_others(name: str) -> None:
+    """Tells of the newest pull request of a repository that has safetensors."""
+    from huggingface_hub import HfApi
+
+    refs = HfApi().list_repo_refs(name, include_pull_requests=True).pull_requests or []
+    numbers = [int(match[1]) for ref in refs if (match := _PULL_REQUEST.fullmatch(ref.ref))]
+    for number in sorted(numbers, reverse=True)[:_PULL_REQUESTS]:
+        revision = f"refs/pr/{number}"
+        if SAFETENSORS.is_among(HfApi().list_repo_files(name, revision=revision)):
+            notices.tell(
+                f"{name} has no safetensors on its main branch, but {revision} has: if you trust "
+                f'who opened it, choose it with revision="{revision}"'
+            )
+            return
+
+
+def _completed(name: str, revision: str | None, folder: Path, local: bool = False) -> Folders:
+    """A revision's folder; where a pull request has only weights, main has the rest."""
+    if (folder / CONFIG).is_file() or not _PULL_REQUEST.fullmatch(revision or ""):
+        return Folders(folder, folder)
+    return Folders(_snapshot(name, None, PATTERNS, local), folder)
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: Iterable[str], local: bool = False
+) -> Path:
+    """The folder of a revision in the cache with the files of these patterns; `local`: as it is."""
     from huggingface_hub import snapshot_download
+
+    patterns = list(patterns)
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local)
+    )
+
+
+def _weights(form: Form) -> tuple[str, ...]:
+    return (form.single, form.index, form.shards)
+
+
+def _patterns(form: Form) -> tuple[str, ...]:
+    return (*PATTERNS, *_weights(form))
+
+
+def _cached(name: str, revision: str | None, variant: str | None) -> Folders | None:
+    """The folders of a model that was fetched before, if it is whole in some form."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for form in FORMS:
-        try:
-            found = snapshot_download(
-                name, revision=revision, allow_patterns=_patterns(form), local_files_only=True
-            )
-        except LocalEntryNotFoundError:
-            continue
-        if form.is_among(file.name for file in Path(found).iterdir()):
-            return Path(found)
+    try:
+        if folder := _whole(name, revision, variant):
+            return _completed(name, revision, folder, local=True)
+        known = SAFETENSORS_IN.get(name.lower()) if revision is variant is None else None
+        beside = known and _whole(name, known, None)
+        if beside:
+            directory = _snapshot(name, None, PATTERNS, local=True)
+            if _taken(name, known, directory, beside):
+                return Folders(directory, beside)
+    except LocalEntryNotFoundError:
+        pass
     return None
+
+
+def _is_here(name: str, form: Form | None) -> bool:
+    """Whether the cache has main's weights of this form, so that no others need be fetched."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if form is None:
+        return False
+    try:
+        found = _snapshot(name, None, _weights(form), local=True)
+    except LocalEntryNotFoundError:
+        return False
+    return form.is_among(file.name for file in found.iterdir())
+
+
+def _whole(name: str, revision: str | None, variant: str | None) -> Path | None:
+    """The folder of a revision in the cache that has all weights in some form."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = _snapshot(name, revision, [CONFIG], local=True)
+        form = choose((file.name for file in found.iterdir()), name, variant)
+        if form is None:
+            return None
+        return _snapshot(name, revision, _weights(form), local=True)
+    except (LocalEntryNotFoundError, FileNotFoundError):  # the second: not that variant
+        return None
 
 
 def no_connection(error: Exception) -> bool:

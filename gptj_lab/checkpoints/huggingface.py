@@ -29,12 +29,16 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def read(
-    directory: Path | str, dtype: str = "float32", *, place: Place | None = None
+    directory: Path | str,
+    dtype: str = "float32",
+    *,
+    place: Place | None = None,
+    variant: str | None = None,
 ) -> tuple[ModelConfig, Transformer]:
     """The config and the network in a Hugging Face directory, its weights in `dtype`.
 
     The weights may be safetensors, torch's .bin or Flax's msgpack, each in one file or several;
-    see `filling.fill` for how they are streamed, and for `place`.
+    see `filling.fill` for how they are streamed, and for `place`, `weights.choose` for `variant`.
 
     Raises:
         FileNotFoundError: the directory, config.json or the weights are not there.
@@ -43,7 +47,7 @@ def read(
     directory = Path(directory)
     check_dtype(dtype)
     config = read_config(directory)
-    return config, fill(config, tensors(directory), str(directory), dtype, place)
+    return config, fill(config, tensors(directory, variant), str(directory), dtype, place)
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -1,15 +1,18 @@
 """Which file of a Hugging Face directory holds the weights, and every tensor in it.
 
 A directory may hold several forms; safetensors are taken first, then torch's .bin, then Flax's
-msgpack. Each comes as one file, or as several with an index.
+msgpack. Each comes as one file, or as several with an index. Their names may have a variant in
+them, as transformers' save_pretrained(variant="fp16") writes it: model.fp16.safetensors.
 """
 
 import dataclasses
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gptj_lab import notices
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.flax_files import read_flax, torch_name
 from gptj_lab.checkpoints.safetensors_files import read_safetensors
@@ -25,6 +28,7 @@ class Form:
         single, index, shards: the file that holds all; or the index, and a pattern of its files.
         read: the tensors of one file by name.
         spelling: turns a name in the index into the name that `read` gives.
+        variant: what the names of its files have in them; None for the plain ones.
     """
 
     single: str
@@ -32,6 +36,21 @@ class Form:
     shards: str
     read: Callable[[Path], dict[str, StoredTensor]]
     spelling: Callable[[str], str] = str
+    variant: str | None = None
+
+    def of(self, variant: str) -> "Form":
+        """The same form in files of a variant: model.fp16.safetensors, its index and its shards."""
+        names = {
+            field: ".".join([*name.split(".")[:-1], variant, name.split(".")[-1]])
+            for field, name in (("single", self.single), ("index", self.index))
+        }
+        shards = self.shards.replace("-*", f".{variant}-*")
+        return dataclasses.replace(self, **names, shards=shards, variant=variant)
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether it is safetensors, of whichever variant."""
+        return self.read is read_safetensors
 
     def is_among(self, names: Iterable[str]) -> bool:
         """Whether files of these names hold weights of this form."""
@@ -49,33 +68,87 @@ FLAX = Form(
 FORMS = (SAFETENSORS, TORCH, FLAX)
 
 
-def choose(names: Iterable[str]) -> Form | None:
-    """The form to read of those whose files are there."""
-    names = list(names)
-    return next((form for form in FORMS if form.is_among(names)), None)
+def choose(names: Iterable[str], where: str, variant: str | None = None) -> Form | None:
+    """The form to read of those whose files are there; None if there are none.
+
+    Args:
+        names: of all files there.
+        where: the folder or repository, for messages.
+        variant: such as "fp16"; by default the plain files, or the only variant.
+
+    Raises:
+        FileNotFoundError: the variant isn't there.
+        ValueError: there are several variants and no plain files.
+    """
+    names = set(names)
+    plain = [form for form in FORMS if form.is_among(names)]
+    variants = _variants(names)
+    if variant is None and plain:
+        return plain[0]
+    if variant in variants:
+        return variants[variant]
+    there = [repr(name) for name in variants]
+    if variant is not None:
+        raise FileNotFoundError(
+            f"{where} has no weights of the variant {variant!r}: it has "
+            + (f"the variants {', '.join(there)}" if there else "none of any variant")
+            + (", and weights without one" if plain else "")
+        )
+    if len(variants) > 1:
+        raise ValueError(
+            f"{where} has its weights in the variants {', '.join(there)} only: choose one, as in "
+            f"variant={there[0]}"
+        )
+    return next(iter(variants.values()), None)
 
 
-def weight_files(directory: Path) -> list[Path]:
+def _variants(names: Iterable[str]) -> dict[str, Form]:
+    """The variants among files of these names, each in the best form that it has."""
+    found: dict[str, Form] = {}
+    for form in FORMS:
+        stems = [whole.rpartition(".") for whole in (form.single, form.index)]
+        patterns = [rf"{re.escape(stem)}\.([\w.-]+)\.{end}" for stem, _, end in stems]
+        for name in sorted(names):
+            match = next(filter(None, (re.fullmatch(pattern, name) for pattern in patterns)), None)
+            if match and not re.search(r"-\d+-of-\d+$", match[1]):  # a shard
+                found.setdefault(match[1], form.of(match[1]))
+    return found
+
+
+def weight_files(directory: Path, variant: str | None = None) -> list[Path]:
     """The files that `tensors` reads, with their index.
 
     Raises:
         FileNotFoundError: none is there.
+        ValueError: there are several variants and no plain files.
     """
-    form = _chosen(directory)
+    form = _chosen(directory, variant)
     index = directory / form.index
     if not index.is_file():
         return [directory / form.single]
     return [index, *_indexed(directory, form)]
 
 
-def tensors(directory: Path) -> dict[str, StoredTensor]:
+def tensors(directory: Path, variant: str | None = None) -> dict[str, StoredTensor]:
     """Every tensor in a directory by the name that torch has for it; nothing is read yet.
 
+    A variant that is taken because there is nothing else is told in one line.
+
+    Args:
+        variant: see `choose`.
+
     Raises:
-        FileNotFoundError: no weights are there, or a file that the index names isn't.
-        ValueError: a file is damaged, or lies outside the directory.
+        FileNotFoundError: no weights are there, or not that variant, or a file that the index names
+            isn't.
+        ValueError: a file is damaged, or lies outside the directory; or there are several variants
+            and no plain files.
     """
-    form = _chosen(directory)
+    form = _chosen(directory, variant)
+    if form.variant != variant:
+        notices.tell(
+            f"{directory} has its weights only in the variant {form.variant!r}: taken, as with "
+            f"variant={form.variant!r}"
+        )
     if not (directory / form.index).is_file():
         return form.read(inside(directory, form.single))
     found: dict[str, StoredTensor] = {}
@@ -111,8 +184,9 @@ def inside(directory: Path, name: str) -> Path:
     return file
 
 
-def _chosen(directory: Path) -> Form:
-    form = choose(file.name for file in directory.iterdir() if file.is_file())
+def _chosen(directory: Path, variant: str | None) -> Form:
+    names = [file.name for file in directory.iterdir() if file.is_file()]
+    form = choose(names, str(directory), variant)
     if form is None:
         raise FileNotFoundError(
             f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin nor "
