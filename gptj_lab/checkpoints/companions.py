@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptj_lab.checkpoints.stored import is_lfs_pointer, pointer_sentence
 from gptj_lab.checkpoints.weights import inside
 from gptj_lab.tokenizer import Tokenizer
 
@@ -36,7 +37,6 @@ _PROSE = (
 )  # fmt: skip
 PATTERNS = (*_SETTINGS, *_TOKENIZER, *_PROSE)  # of fnmatch, as the hub's downloads take them
 _MOST_BYTES = 64 << 20  # of one file: the largest tokenizer.json known has a third of it
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +192,6 @@ def named(directory: Path) -> list[str]:
     return sorted({file.relative_to(directory).as_posix() for file in found})
 
 
-def is_lfs_pointer(beginning: bytes) -> bool:
-    """Whether these are the first bytes of a pointer that Git LFS leaves in place of a file."""
-    return beginning.startswith(_LFS)
-
-
 def _is(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -209,8 +204,5 @@ def _content(file: Path) -> bytes:
         )
     content = file.read_bytes()
     if is_lfs_pointer(content):
-        raise ValueError(
-            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, "
-            "or download it again"
-        )
+        raise ValueError(pointer_sentence(file))
     return content

@@ -96,6 +96,7 @@ _FAMILIES = {
         conv1d=True,
     ),
 }  # fmt: skip
+_WRAPPERS = ("module.", "model.")  # DDP's and DataParallel's; a training script's own class
 _CODEGEN_SHARDS = 4  # mp_num: the TPU cores that CodeGen was trained on, each with its own q, v, k
 
 
@@ -214,6 +215,14 @@ def full_name(config: ModelConfig, name: str) -> str | None:
         name = family.prefix + name
     block = rf"{re.escape(family.prefix)}{family.blocks}\.\d+\."
     return None if re.fullmatch(block + family.ignored, name) else name
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without what torch's wrappers put before it (DDP, torch.compile)."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
 
 
 def is_buffer(name: str) -> bool:

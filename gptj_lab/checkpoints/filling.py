@@ -1,14 +1,14 @@
 """From stored tensors to a network, one tensor at a time: never two copies of the weights."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from gptj_lab import versions
+from gptj_lab import notices, versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.stored import DTYPES, StoredTensor, aligned, converted
@@ -42,7 +42,7 @@ def fill(
             the CPU that copies nothing.
 
     Raises:
-        ValueError: a tensor that is missing, too much, of another shape, of another dtype, or NaN
+        ValueError: a tensor that is missing, of another shape, of another dtype, or NaN
             or infinite; the message names it. All but the last is found before any is read.
     """
     check_dtype(dtype)
@@ -113,26 +113,27 @@ def checked(
     """The tensors of the network by their full names, buffers left out.
 
     Names and shapes are held against those of the network; no value is read, but where a tensor
-    lies there twice (a tied head beside the embedding).
+    lies there twice (a tied head beside the embedding). As in transformers, tensors that the
+    network doesn't have are left out, which is told in one line.
 
     Raises:
-        ValueError: a tensor that is missing, too much, of another shape, or twice and different.
+        ValueError: a tensor that is missing, of another shape, or twice and different.
     """
     wanted = families.tensors(config, parameter_shapes(config))
     found: dict[str, StoredTensor] = {}
     called: dict[str, str] = {}  # by its full name, what the file calls a tensor
     scales: dict[str, StoredTensor] = {}
+    surplus: list[str] = []
     for name, tensor in stored.items():
         if name.endswith(SCALE) and name.removesuffix(SCALE) in stored:
             scales[name] = tensor
             continue
-        known = families.full_name(config, name)
+        known = families.full_name(config, families.unwrapped(name))
         if known is None:
             continue
         if known not in wanted:
-            raise ValueError(
-                f"{where} holds a tensor {name} that a {config.family_title} doesn't have"
-            )
+            surplus.append(name)
+            continue
         if tensor.shape != wanted[known].shape:
             raise ValueError(
                 f"{name} in {where} has shape {tensor.shape}, which doesn't fit its config: "
@@ -147,11 +148,17 @@ def checked(
         if known not in found:
             found[known], called[known] = tensor, name
     missing = sorted(wanted.keys() - found.keys())
+    others = _listed(sorted(surplus))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        has = f"; it has {others} instead" if surplus else ""
         raise ValueError(
-            f"{where} lacks {', '.join(missing[:3])}{more}: its config wants "
-            f"{len(wanted)} tensors, {len(found)} were found"
+            f"{where} lacks {_listed(missing)}: its config wants "
+            f"{len(wanted)} tensors, {len(found)} were found{has}"
+        )
+    if surplus:
+        notices.tell(
+            f"{where} holds {others}, which a {config.family_title} of its config.json doesn't "
+            "have: left out, as transformers does"
         )
     for known, name in called.items():
         scale = scales.get(name + SCALE)
@@ -166,6 +173,11 @@ def checked(
         if scale is not None:
             found[known + SCALE] = scale.reshaped((outputs,))
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:80] for name in names[:3]) + more
 
 
 def scale_shape(tensor: families.Tensor) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, map_bytes, mapped
+from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, check_there, map_bytes, mapped
 
 _ARRAY = 1  # flax.serialization's code of the extension type for arrays
 _CHUNKED = "__msgpack_chunked_array__"
@@ -46,6 +46,7 @@ def read_flax(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: it is truncated, or no msgpack of nested maps with arrays.
     """
+    check_there(file)
     with open(file, "rb") as opened:
         reader = _Reader(opened)
         try:

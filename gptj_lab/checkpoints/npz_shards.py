@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptj_lab.checkpoints.stored import BFLOAT16, DTYPES, StoredTensor
+from gptj_lab.checkpoints.stored import BFLOAT16, DTYPES, StoredTensor, check_there
 from gptj_lab.checkpoints.weights import inside
 
 PIECES = 16  # npz files a shard
@@ -154,6 +154,7 @@ class StepFolder:
 
 def _headers(file: Path) -> list[_Place]:
     """What an npz file says of its arrays, none of which is read."""
+    check_there(file)
     places = []
     try:
         with zipfile.ZipFile(file) as opened:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, mapped
+from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, check_there, mapped
 
 _DTYPES = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
@@ -46,6 +46,7 @@ def read_safetensors(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: it is truncated, or no safetensors file.
     """
+    check_there(file)
     try:
         with safe_open(file, framework="np"):  # checks the header, and the size against it
             pass

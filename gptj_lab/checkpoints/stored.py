@@ -16,6 +16,7 @@ DTYPES = {
 }
 # A number whose exponent has all bits set is NaN or infinite: for 4, and for 2 bytes.
 _EXPONENT = {np.dtype(np.float32): 0x7F800000, BFLOAT16: 0x7F80, np.dtype(np.float16): 0x7C00}
+_LFS = b"version https://git-lfs.github.com/spec/"
 _BLOCK = 1 << 22  # numbers checked at once
 
 
@@ -51,6 +52,29 @@ class StoredTensor:
     def stand_in(self) -> np.ndarray:
         """Zeros of the same shape and dtype that take no memory: to try views and shapes on."""
         return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+
+def check_there(file: Path) -> None:
+    """Raises ValueError for a file that is empty, or a pointer that Git LFS left in its place."""
+    with open(file, "rb") as opened:
+        beginning = opened.read(len(_LFS))
+    if not beginning:
+        raise ValueError(f"{file} is empty: copy it again")
+    if is_lfs_pointer(beginning):
+        raise ValueError(pointer_sentence(file))
+
+
+def is_lfs_pointer(beginning: bytes) -> bool:
+    """Whether these are the first bytes of a pointer that Git LFS leaves in place of a file."""
+    return beginning.startswith(_LFS)
+
+
+def pointer_sentence(file: Path) -> str:
+    """What to do about a file that is a Git LFS pointer."""
+    return (
+        f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, "
+        "or download it again"
+    )
 
 
 def mapped(file: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> StoredTensor:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptj_lab.checkpoints.pickles import MAX_BYTES, Interpreter, Refused
-from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, map_bytes
+from gptj_lab.checkpoints.stored import BFLOAT16, StoredTensor, check_there, map_bytes
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch before 1.6
 # All that zipfile raises for damage; OSError, as it seeks to wherever the file says.
@@ -91,6 +91,7 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
         ValueError: it is truncated, in the format from before torch 1.6, no plain state dict, or
             its pickle asks for anything that a state dict doesn't need; nothing of it is run.
     """
+    check_there(file)
     with open(file, "rb") as opened:
         beginning = opened.read(16)
     if beginning.startswith(_LEGACY[:14]):

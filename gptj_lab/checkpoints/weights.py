@@ -190,9 +190,23 @@ def _chosen(directory: Path, variant: str | None) -> Form:
     if form is None:
         raise FileNotFoundError(
             f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin nor "
-            "flax_model.msgpack, nor the index of such files in parts"
+            "flax_model.msgpack, nor the index of such files in parts" + _strays(names)
         )
     return form
+
+
+def _strays(names: Iterable[str]) -> str:
+    """What to do with files that look like weights, but have another name; "" without any."""
+    parts = [form for form in FORMS if fnmatch.filter(names, form.shards)]
+    if parts:
+        return f". Files in parts are there: copy their index, {parts[0].index}, too"
+    for form, endings in ((SAFETENSORS, (".safetensors",)), (TORCH, (".pt", ".pth", ".bin"))):
+        for name in sorted(names):
+            if name.endswith(endings) and not name.startswith(("adapter_", "training_args")):
+                return (
+                    f". If {name} is the state dict of the whole model, rename it to {form.single}"
+                )
+    return ""
 
 
 def _indexed(directory: Path, form: Form) -> dict[Path, set[str]]:

@@ -101,7 +101,7 @@ def poison(tensors):
     ("edit", "words"),
     [
         (lambda t: t.pop(NAME), f"lacks {NAME}"),
-        (lambda t: t.update(surplus=np.zeros(3, np.float32)), "surplus"),
+        (lambda t: t.update(surplus=t.pop(NAME)), f"lacks {NAME}: .* it has surplus instead"),
         (lambda t: t.update({NAME: t[NAME][1:].copy()}), f"{NAME}.*shape"),
         (poison, f"{NAME}.*NaN"),
     ],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import serialization
 from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file, save_file
 
-from gptj_lab.checkpoints import huggingface
+from gptj_lab.checkpoints import huggingface, npz_shards
 from gptj_lab.checkpoints.weights import tensors
 
 
@@ -43,3 +44,87 @@ def test_flax_parameters_below_params(small_directory, small_network, same, tmp_
         serialization.msgpack_serialize(unflatten_dict(flat))
     )
     assert same(huggingface.read(tmp_path)[1], small_network)
+
+
+def rewritten(source, target, change):
+    """`target` with the tensors of `source` after `change`, and its config.json."""
+    shutil.copy(source / "config.json", target)
+    save_file(change(load_file(source / "model.safetensors")), target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.transformer.bare."]
+)
+def test_what_wrappers_put_before_names(small_directory, small_network, same, tmp_path, prefix):
+    """DDP, torch.compile, a script's own class; also around a base model without its prefix."""
+
+    def change(tensors):
+        if prefix.endswith("bare."):
+            return {"model." + name.removeprefix("transformer."): t for name, t in tensors.items()}
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    assert same(huggingface.read(rewritten(small_directory, tmp_path, change))[1], small_network)
+
+
+def test_surplus_tensors_are_left_out_and_told(
+    small_directory, small_network, same, tmp_path, capsys
+):
+    def change(tensors):
+        more = {f"v_head.{i}.weight": np.ones(2, np.float32) for i in range(5)}
+        return tensors | more | {"transformer.h.11.ln_1.bias": np.ones(16, np.float32)}
+
+    assert same(huggingface.read(rewritten(small_directory, tmp_path, change))[1], small_network)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "holds transformer.h.11.ln_1.bias, v_head.0.weight, " in told
+    assert "and 3 more, which a GPT-J of its config.json doesn't have: left out" in told
+
+
+def test_shards_of_different_dtypes(small_config, small_network, tmp_path):
+    huggingface.write(tmp_path, small_config, small_network, 3_000)
+    file = next(tmp_path.glob("model-00002-*"))
+    halved = {name: tensor.astype(np.float16) for name, tensor in load_file(file).items()}
+    save_file(halved, file)
+    read = {name: tensor.read() for name, tensor in tensors(tmp_path).items()}
+    assert {str(tensor.dtype) for tensor in read.values()} == {"float32", "float16"}
+    network = huggingface.read(tmp_path)[1]
+    assert str(network.embed[...].dtype) == "float32"
+    for name, tensor in read.items():
+        if name == "transformer.h.0.ln_1.weight":
+            assert (np.asarray(network.blocks[0].ln.scale[...]) == tensor).all()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "flax_model.msgpack"])
+def test_a_git_lfs_pointer_and_an_empty_file_in_place_of_weights(small_directory, tmp_path, name):
+    shutil.copy(small_directory / "config.json", tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 24207819307\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer.*`git lfs pull`"):
+        huggingface.read(tmp_path)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{name} is empty: copy it again"):
+        huggingface.read(tmp_path)
+
+
+def test_a_git_lfs_pointer_in_place_of_a_release_s_file(tmp_path):
+    file = tmp_path / "0.npz"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="0.npz is a Git LFS pointer"):
+        npz_shards._headers(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.pt", "If model.pt is the state dict .*, rename it to pytorch_model.bin"),
+        ("consolidated.00.pth", "rename it to pytorch_model.bin"),
+        ("weights.safetensors", "If weights.safetensors .*, rename it to model.safetensors"),
+        ("model-00001-of-00002.safetensors", "copy their index, model.safetensors.index.json, too"),
+        ("adapter_model.bin", "such files in parts$"),
+    ],
+)
+def test_weights_under_another_name(small_directory, tmp_path, name, words):
+    shutil.copy(small_directory / "config.json", tmp_path)
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(FileNotFoundError, match=words):
+        huggingface.read(tmp_path)
