@@ -76,7 +76,7 @@ def check_savable(model: LanguageModel, names: Sequence[str], dora: bool = False
         linear.adapters[name]
         for _, linear in adapters.matrices(model.network)
         for name in names
-        if name in linear.adapters
+        if linear.has_adapter(name)
     ]
     dora = dora or any(adapter.magnitude is not None for adapter in there)
     if dora and any(adapter.bias is not None for adapter in there):

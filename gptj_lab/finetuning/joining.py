@@ -21,7 +21,7 @@ def together(linear: Linear, names: Sequence[str]) -> Pair | None:
     (sum of share * (c - 1)) * weight and share * c * strength * b @ a: as a DoRA of the whole rank
     whose rows are 1 + that sum times as long.
     """
-    there = [linear.adapters[name] for name in names if name in linear.adapters]
+    there = [linear.adapters[name] for name in names if linear.has_adapter(name)]
     if not there:
         return None
     pairs = [pair_of(adapter) for adapter in there]

@@ -113,7 +113,7 @@ def adapted(model: LanguageModel, lora: LoRA, seed: int = 0) -> LanguageModel:
                 )  # fmt: skip
     copy = _settled(_placed(copy), lora.name)
     for _, linear in matrices(copy.network):
-        if lora.dora and lora.name in linear.adapters:
+        if lora.dora and linear.has_adapter(lora.name):
             adapter = linear.adapters[lora.name]
             adapter.magnitude = Adapter(jnp.copy(adapter.norms[...]))
     return copy
@@ -167,7 +167,7 @@ def continued(model: LanguageModel, name: str, dropout: float = 0.0) -> Continue
     there = {
         path[-1]: linear.adapters[name]
         for path, linear in matrices(model.network)
-        if name in linear.adapters
+        if linear.has_adapter(name)
     }
     if not there:
         raise ValueError(f"the adapter {name} has whole weights only, and nothing to train further")
@@ -185,7 +185,7 @@ def to_train(model: LanguageModel, lora: LoRA) -> LanguageModel:
     """The model, the adapters of that name made ready to be trained."""
     copy = model.twin()
     for _, linear in matrices(copy.network):
-        if lora.name in linear.adapters:
+        if linear.has_adapter(lora.name):
             adapter = linear.adapters[lora.name]
             adapter.dropout, adapter.live = lora.dropout, adapter.magnitude is not None
     return copy
@@ -194,7 +194,7 @@ def to_train(model: LanguageModel, lora: LoRA) -> LanguageModel:
 def trained(model: LanguageModel, name: str) -> LanguageModel:
     """The model, of which the adapters of that name are no longer trained."""
     for _, linear in matrices(model.network):
-        if name in linear.adapters:
+        if linear.has_adapter(name):
             linear.adapters[name].live = False
     return _settled(model, name)
 
@@ -232,7 +232,7 @@ def weighed(model: LanguageModel, **weights: float) -> LanguageModel:
     copy = model.twin()
     for _, linear in matrices(copy.network):
         for name, factor in weights.items():
-            if name in linear.adapters:
+            if linear.has_adapter(name):
                 adapter = linear.adapters[name]
                 if adapter.share is None:
                     adapter.strength = Strength(adapter.strength[...] * factor)
@@ -336,7 +336,7 @@ def _placed(model: LanguageModel) -> LanguageModel:
 def _settled(model: LanguageModel, name: str) -> LanguageModel:
     """The model, the norms of whose DoRA adapters fit what they are now."""
     for _, linear in matrices(model.network):
-        if name in linear.adapters and linear.adapters[name].norms is not None:
+        if linear.has_adapter(name) and linear.adapters[name].norms is not None:
             adapter = linear.adapters[name]
             norms = adapter.row_norms(linear.weight[...])
             adapter.norms = Norms(jax.device_put(norms, adapter.norms[...].sharding))

@@ -183,6 +183,10 @@ class Linear(nnx.Module):
         spec = jax.sharding.PartitionSpec(MODEL, DATA)
         return jax.lax.with_sharding_constraint(sums, jax.sharding.NamedSharding(mesh, spec))
 
+    def has_adapter(self, name: str) -> bool:
+        """Whether it has an adapter of this name."""
+        return name in list(self.adapters)  # the `in` of Flax 0.12.0's Dict raises AttributeError
+
     def add_bias(self, out: Float[Array, "*batch d_out"]) -> Float[Array, "*batch d_out"]:
         """`out + bias` and the biases of adapters, or `out` itself where there is none."""
         for adapter in self.adapters.values():
