@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert", help="write a checkpoint in another form; goes on where it was stopped"
     )
     convert.add_argument("source", help="pocket, a directory, an original release, or a hub name")
-    convert.add_argument("target", type=Path, help="a folder that is not there yet")
+    convert.add_argument("target", help="a folder that is not there yet")
     convert.add_argument(
         "--to", required=True, choices=("huggingface", "mesh-transformer"),
         help="safetensors, or the original release's slim form; .bin and msgpack are only read",
@@ -222,7 +222,7 @@ def _convert(chosen: argparse.Namespace) -> int:
         max_shard_bytes=chosen.max_shard_bytes, variant=chosen.variant, weights_in=weights_in,
     )  # fmt: skip
     print(f"{chosen.target} is whole: gptj_lab.load() takes that folder")
-    if not (chosen.target / "tokenizer.json").is_file():
+    if not (Path(chosen.target) / "tokenizer.json").is_file():
         print(f"{chosen.source} has no tokenizer: put its tokenizer.json there", file=sys.stderr)
     return 0
 

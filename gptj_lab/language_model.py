@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,14 @@ from gptj_lab.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from gptj_lab.generation.decoding import Completion
     from gptj_lab.lens.trace import Trace
+
+# Whose names people know without their owner.
+_OWNERS = {
+    "gpt-j-6b": "EleutherAI", "gpt-neo-125m": "EleutherAI", "pythia-70m": "EleutherAI",
+    "gpt2": "openai-community", "gpt2-medium": "openai-community",
+    "gpt2-large": "openai-community", "gpt2-xl": "openai-community",
+    "distilgpt2": "distilbert",
+}  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "wanted"))
@@ -189,13 +198,14 @@ class LanguageModel:
         What lay beside the weights that were loaded (tokenizer, chat template,
         generation_config.json, model card) comes along as it was, and of config.json the fields
         that still hold. Of an earlier model in `directory` only texts for people stay, a README.md
-        with another text as README.previous.md.
+        with another text as README.previous.md; an adapter is moved to adapter.previous.
 
         Raises:
             ValueError: it has LoRA adapters or a soft prompt, for which such a directory has no
-                place.
+                place; or `directory` is empty (TypeError: isn't a path).
             OSError: it can't be written; files that were there stay whole.
         """
+        directory = huggingface.folder(directory)
         blocks = self.network.blocks
         if any(linear.adapters for block in blocks for linear in block.matrices().values()):
             raise ValueError(
@@ -318,7 +328,7 @@ def find(name: str, revision: str | None = None, variant: str | None = None) -> 
         ValueError: a revision of something that doesn't lie on the hub; or of a hub name several
             variants and no plain weights.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if revision is not None and (name == "pocket" or path.is_dir()):
         raise ValueError(f"revision is {revision!r}, but {name} doesn't come from the hub")
     if name == "pocket":
@@ -331,10 +341,43 @@ def find(name: str, revision: str | None = None, variant: str | None = None) -> 
         )
     if path.is_dir():
         return hub.Folders(path, path)
+    if path.is_file():
+        raise FileNotFoundError(f"{name} is a file: give its folder, {str(path.parent)!r}")
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        owner = _OWNERS.get(name.lower())
+        meant = f"did you mean {owner + '/' + name.lower()!r}?" if owner else (
+            "a hub name is 'owner/name', such as 'EleutherAI/gpt-j-6b' or 'openai-community/gpt2'"
+        )  # fmt: skip
         raise FileNotFoundError(
-            f"{name!r} is not the embedded 'pocket', not a directory here, and not a hub name "
-            "like 'EleutherAI/gpt-j-6b'"
+            f"{name!r} is not the embedded 'pocket', not a directory here, and not a hub name: "
+            + meant
         )
     return hub.fetch(name, revision, variant)
+
+
+def _path(name: str) -> Path:
+    """The path of that name.
+
+    Raises:
+        FileNotFoundError: no path can have it.
+    """
+    try:
+        if not name or "\0" in name:
+            raise ValueError("it is empty" if not name else "it holds a NUL character")
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError(
+                f"{name[:40]!r}... has {len(name)} characters, more than a path can have: give "
+                "'pocket', the folder of a checkpoint, or a hub name"
+            ) from None
+    except (ValueError, RuntimeError) as error:  # of expanduser: no such user
+        raise FileNotFoundError(
+            f"{name!r:.80} can't be a path ({error}): give 'pocket', the folder of a checkpoint, "
+            "or a hub name"
+        ) from None
+    return Path(name).expanduser()

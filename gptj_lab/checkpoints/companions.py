@@ -35,6 +35,7 @@ _SETTINGS = (
 _PROSE = (
     "README*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*",
 )  # fmt: skip
+_ADAPTER = ("adapter_model*.safetensors", "adapter_model*.bin", "adapter_config.json")
 PATTERNS = (*_SETTINGS, *_TOKENIZER, *_PROSE)  # of fnmatch, as the hub's downloads take them
 _MOST_BYTES = 64 << 20  # of one file: the largest tokenizer.json known has a third of it
 
@@ -167,6 +168,24 @@ def put_by(directory: Path, aside: Path) -> None:
     if CARD not in new and card.is_file():
         if any(filecmp.cmp(base, card, shallow=False) for base in bases):
             card.unlink()
+
+
+def put_adapter_by(directory: Path) -> Path | None:
+    """Moves an adapter of PEFT out of a folder that a model is to be in; where it is then.
+
+    transformers would put it onto that model. In a folder of its own PEFT still loads it.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    files = [file for pattern in _ADAPTER for file in directory.glob(pattern) if file.is_file()]
+    if not files:
+        return None
+    previous = _free(directory / "adapter.previous")
+    previous.mkdir()
+    for file in files:
+        os.replace(file, previous / file.name)
+    return previous
 
 
 def _free(file: Path) -> Path:

@@ -52,11 +52,12 @@ def convert(
         weights_in: the folder of the weights, where they don't lie in `source`.
 
     Raises:
-        ValueError: what is asked for, or what `source` holds, can't be.
+        ValueError, TypeError: what is asked for, or what `source` holds, can't be.
         FileNotFoundError: a file of `source` is missing.
         OSError: `target` is in use, can't be written, or the disk is full.
     """
-    source, target = Path(source), Path(target).absolute()
+    source, named = Path(source), huggingface.folder(target)
+    target = named.absolute()
     if to not in FORMS:
         raise ValueError(
             f"to is {to!r}: one of {', '.join(FORMS)} is needed (.bin and msgpack are only read)"
@@ -84,9 +85,14 @@ def convert(
 
     work = target.with_name(f".{target.name}.converting")
     files = _fingerprint(weights_in, variant)
-    _begin(work, [str(source.resolve()), files, to, dtype, shards, max_shard_bytes])
+    plan = [str(source.resolve()), files, to, dtype, shards, max_shard_bytes]
     try:
-        _check_space(work, sum(entry.nbytes for entry in entries))
+        _begin(work, plan)
+    except OSError as error:
+        raise huggingface.cannot_write(named, error) from error
+    try:
+        done = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+        huggingface.check_space(work, sum(entry.nbytes for entry in entries) - done)
         if fields is None:
             huggingface.write_entries(work, config, entries, plain, max_shard_bytes, companions)
         else:
@@ -103,8 +109,8 @@ def convert(
         raise
     except OSError as error:
         raise OSError(
-            f"{target} is not finished ({error}). The files that are whole are kept in {work}: "
-            "the same command goes on with them"
+            f"{named} is not finished ({error.strerror or error}). The files that are whole are "
+            f"kept in {work}: the same command goes on with them"
         ) from error
 
 
@@ -234,13 +240,6 @@ def _begin(work: Path, plan: list) -> None:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-
-
-def _check_space(work: Path, needed: int) -> None:
-    done = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-    free = shutil.disk_usage(work).free
-    if needed - done > free:
-        raise OSError(f"it needs {needed - done:,} more bytes, {free:,} are free there")
 
 
 def _write_release(

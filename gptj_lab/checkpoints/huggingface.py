@@ -1,6 +1,7 @@
 """Hugging Face directories: config.json and weights, read in every form, written as safetensors."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -15,17 +16,33 @@ from flax import nnx
 
 from gptj_lab import hugging_face_config, notices, versions
 from gptj_lab.checkpoints import families
-from gptj_lab.checkpoints.companions import CONFIG, NONE, Companions, put_by, stale
+from gptj_lab.checkpoints.companions import (
+    CONFIG,
+    NONE,
+    Companions,
+    put_adapter_by,
+    put_by,
+    stale,
+)  # fmt: skip
 from gptj_lab.checkpoints.filling import SCALE, Place, check_dtype, fill, scale_shape
 from gptj_lab.checkpoints.progress import progress
 from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
-from gptj_lab.checkpoints.weights import SAFETENSORS, inside, tensors
+from gptj_lab.checkpoints.weights import SAFETENSORS, inside, left_behind, tensors
 from gptj_lab.config import ModelConfig
 from gptj_lab.hugging_face_config import int8_in_file
 from gptj_lab.model.int8 import Int8Weight
 from gptj_lab.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5_000_000_000
+_ASIDE = ".saving-"  # begins the name of the folder in which a checkpoint is written
+_FIXES = {
+    errno.ENOSPC: "free some space, or name a folder on another disk",
+    errno.EDQUOT: "free some space, or name a folder on another disk",
+    errno.EFBIG: "name a folder on a disk that takes such large files",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOTDIR: "a part of this path is a file, so name another folder",
+    errno.EEXIST: "that is a file, so name a folder",
+}
 
 
 def read(
@@ -109,6 +126,7 @@ def write(
         for entry in _entries(tensor, [ours[path] for path in tensor.paths])
     ]
     with replacing(directory, alone=True) as aside:
+        check_space(aside, sum(entry.nbytes for entry in entries))
         dtype = str(network.embed[...].dtype)
         write_entries(aside, config, entries, dtype, max_shard_bytes, companions)
 
@@ -194,33 +212,104 @@ def replacing(directory: Path | str, *, whole: bool = True, alone: bool = False)
     """A folder to write a checkpoint into, which comes into place in `directory` when it is whole.
 
     If the block fails (a full disk, a stop), the files in `directory` stay as they were. Of an
-    earlier checkpoint's files those that would be taken for this one's are removed (weights,
-    tokenizer, generation_config.json); other files stay, a README.md as README.previous.md where it
-    has another text.
+    earlier checkpoint's files those that would be taken for this one's are removed (weights in
+    every form, tokenizer, generation_config.json); an adapter is moved to adapter.previous; other
+    files stay, a README.md as README.previous.md where it has another text.
 
     Args:
         whole: what is written is a model; else no file is removed.
         alone: it is a model without its companions: of those none is removed.
+
+    Raises:
+        OSError: `directory` can't be written; the message names it and the fix.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    directory = folder(directory)
+    made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
+    aside = None
     try:
+        if whole and (directory / "shard_0").is_dir():
+            raise FileExistsError(
+                f"{directory} holds an original release (shard_0), which would be read in place "
+                "of this model: name another folder"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=directory))
         yield aside
-        files = [file for file in aside.rglob("*") if file.is_file()]
-        written = sorted(file.relative_to(aside).as_posix() for file in files)
-        for name in written:
-            if (directory / name).is_dir():
-                raise IsADirectoryError(f"{directory / name} is a folder: name another directory")
-        put_by(directory, aside)
-        for name in written:
-            (directory / name).parent.mkdir(exist_ok=True)
-            os.replace(aside / name, directory / name)
+        written = _put_in_place(aside, directory, whole)
+    except OSError as error:
+        raise cannot_write(directory, error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+        for path in made:  # the deepest first; what holds files now stays
+            with contextlib.suppress(OSError):
+                path.rmdir()
     if not whole:
         return
-    weights = [*directory.glob("model*.safetensors"), directory / SAFETENSORS.index]
-    old = [file for file in weights if file.name not in written]
-    for file in old if alone else [*old, *stale(directory, written)]:
+    weights = [file for file in left_behind(directory) if file.name not in written]
+    for file in weights if alone else [*weights, *stale(directory, written)]:
         file.unlink(missing_ok=True)
+    others = [file.name for file in weights if not SAFETENSORS.has(file.name)]
+    if others:
+        notices.tell(
+            f"{directory} held weights of an earlier model in another form: removed "
+            f"{', '.join(others[:12])}" + ", ..." * (len(others) > 12)
+        )
+
+
+def _put_in_place(aside: Path, directory: Path, whole: bool) -> list[str]:
+    """Moves what was written into the directory; the names of its files."""
+    files = [file for file in aside.rglob("*") if file.is_file()]
+    written = sorted(file.relative_to(aside).as_posix() for file in files)
+    for name in written:
+        if (directory / name).is_dir():
+            raise IsADirectoryError(f"{directory / name} is a folder: name another directory")
+    put_by(directory, aside)
+    if whole and (previous := put_adapter_by(directory)) is not None:
+        notices.tell(
+            f"{directory} held an adapter, which would be put onto the new model when it is "
+            f"loaded: moved to {previous}"
+        )
+    for name in written:
+        (directory / name).parent.mkdir(exist_ok=True)
+        os.replace(aside / name, directory / name)
+    return written
+
+
+def folder(directory: Path | str) -> Path:
+    """The path of a folder to write into.
+
+    Raises:
+        TypeError, ValueError: that isn't a path, or it is empty.
+    """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory is {directory!r:.80}: the path of a folder is needed")
+    text = os.fspath(directory)
+    if not text or "\0" in text:
+        raise ValueError(
+            f"directory is {text!r:.80}: the path of a folder is needed ('.' is this one)"
+        )
+    return Path(directory)
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raises OSError if the disk of a directory has fewer free bytes than are needed."""
+    usage = shutil.disk_usage(directory)
+    if usage.total and needed > usage.free:  # some mounts tell no sizes
+        raise OSError(
+            errno.ENOSPC, f"it needs {needed:,} more bytes, {usage.free:,} are free there"
+        )
+
+
+def cannot_write(directory: Path, error: OSError) -> OSError:
+    """The error to raise in place of one of the system's: it names the user's folder and a fix."""
+    if error.strerror is None:  # one of our own sentences
+        return error
+    while directory.name.startswith(_ASIDE):
+        directory = directory.parent
+    fix = _FIXES.get(error.errno, "name a folder that you may write to")
+    told = type(error)(
+        f"{directory} can't be written ({error.strerror}): {fix}; what was there is as it was"
+    )
+    told.errno = error.errno
+    return told

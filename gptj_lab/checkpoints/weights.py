@@ -56,6 +56,12 @@ class Form:
         """Whether files of these names hold weights of this form."""
         return not {self.single, self.index}.isdisjoint(names)
 
+    def has(self, name: str) -> bool:
+        """Whether a file of this name, also a variant such as model.fp16.safetensors, is of it."""
+        stem, suffix = self.single.split(".")
+        patterns = (f"{stem}*.{suffix}", f"{stem}*.{suffix}.index*.json")
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
 
 SAFETENSORS = Form(
     "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", read_safetensors
@@ -66,6 +72,7 @@ FLAX = Form(
     torch_name,
 )  # fmt: skip
 FORMS = (SAFETENSORS, TORCH, FLAX)
+_TENSORFLOW = Form("tf_model.h5", "tf_model.h5.index.json", "tf_model-*.h5", lambda file: {})
 
 
 def choose(names: Iterable[str], where: str, variant: str | None = None) -> Form | None:
@@ -161,6 +168,15 @@ def tensors(directory: Path, variant: str | None = None) -> dict[str, StoredTens
             )
         found |= {name: tensor for name, tensor in here.items() if name in names}
     return found
+
+
+def left_behind(directory: Path) -> list[Path]:
+    """The files of weights in a directory, of every form that transformers has read, sorted."""
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if any(form.has(file.name) for form in (*FORMS, _TENSORFLOW)) and not file.is_dir()
+    )
 
 
 def inside(directory: Path, name: str) -> Path:
