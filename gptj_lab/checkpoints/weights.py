@@ -1,8 +1,9 @@
 """Which file of a Hugging Face directory holds the weights, and every tensor in it.
 
 A directory may hold several forms; safetensors are taken first, then torch's .bin, then Flax's
-msgpack. Each comes as one file, or as several with an index. Their names may have a variant in
-them, as transformers' save_pretrained(variant="fp16") writes it: model.fp16.safetensors.
+msgpack. Each comes as one file, or as several with an index; where both are, the one file is read.
+Their names may have a variant in them, as transformers' save_pretrained(variant="fp16") writes it:
+model.fp16.safetensors.
 """
 
 import dataclasses
@@ -130,10 +131,8 @@ def weight_files(directory: Path, variant: str | None = None) -> list[Path]:
         ValueError: there are several variants and no plain files.
     """
     form = _chosen(directory, variant)
-    index = directory / form.index
-    if not index.is_file():
-        return [directory / form.single]
-    return [index, *_indexed(directory, form)]
+    single = directory / form.single
+    return [single] if single.is_file() else [directory / form.index, *_indexed(directory, form)]
 
 
 def tensors(directory: Path, variant: str | None = None) -> dict[str, StoredTensor]:
@@ -156,7 +155,12 @@ def tensors(directory: Path, variant: str | None = None) -> dict[str, StoredTens
             f"{directory} has its weights only in the variant {form.variant!r}: taken, as with "
             f"variant={form.variant!r}"
         )
-    if not (directory / form.index).is_file():
+    if (directory / form.single).is_file():  # before an index, as transformers takes them
+        if (directory / form.index).is_file():
+            notices.tell(
+                f"{directory} has {form.single} and {form.index}: the one file is read, not the "
+                "parts; remove what isn't the model's"
+            )
         return form.read(inside(directory, form.single))
     found: dict[str, StoredTensor] = {}
     for file, names in _indexed(directory, form).items():

@@ -111,13 +111,19 @@ def test_what_is_no_weight_file_is_refused(tmp_path, tree, words):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff\x01", b"\xc6\xff\xff\xff\xffa",
+        b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff\x01", b"\xc6\xff\xff\xff\xffa",
         b"\xc1", b"\xdb\xff\xff\xff\xff", b"\x81\xa1\xff\x01", b"\x82\xa1a\x80\xa1a\x80",
     ],
 )  # fmt: skip
 def test_lengths_that_lie_cost_nothing(tmp_path, data):
     (tmp_path / "x.msgpack").write_bytes(data)
     with pytest.raises(ValueError, match="truncated or no weight file"):
+        read_flax(tmp_path / "x.msgpack")
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "x.msgpack").write_bytes(b"")
+    with pytest.raises(ValueError, match="x.msgpack is empty: copy it again"):
         read_flax(tmp_path / "x.msgpack")
 
 

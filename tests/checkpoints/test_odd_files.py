@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from gptj_lab.checkpoints import huggingface, npz_shards
-from gptj_lab.checkpoints.weights import tensors
+from gptj_lab.checkpoints.weights import tensors, weight_files
 
 
 def test_an_index_may_name_buffers_that_no_file_has(small_config, small_network, same, tmp_path):
@@ -44,6 +44,20 @@ def test_flax_parameters_below_params(small_directory, small_network, same, tmp_
         serialization.msgpack_serialize(unflatten_dict(flat))
     )
     assert same(huggingface.read(tmp_path)[1], small_network)
+
+
+def test_one_file_is_read_before_an_index(
+    small_config, small_network, small_directory, same, tmp_path, capsys
+):
+    """As transformers: parts of the base that were left beside a fine-tune don't win."""
+    huggingface.write(tmp_path, small_config, small_network, 3_000)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    other = load_file(small_directory / "model.safetensors")
+    save_file({n: t + 1 for n, t in other.items()}, tmp_path / "model.safetensors")
+    read = tensors(tmp_path)
+    assert all((np.asarray(read[name].read()) == t + 1).all() for name, t in other.items())
+    assert "the one file is read, not the parts" in capsys.readouterr().err
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
 
 
 def rewritten(source, target, change):
