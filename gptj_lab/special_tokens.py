@@ -14,7 +14,8 @@ from tokenizers import AddedToken as Added
 
 Special = dict[str, "Added | str | None"]  # the token of each role; None where one is ruled out
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_LISTS = ("extra_special_tokens", "additional_special_tokens")  # the second is its older name
+_EXTRA, _OLDER = "extra_special_tokens", "additional_special_tokens"  # the older name of it
+_OWN = "model_specific_special_tokens"
 
 
 def special_tokens(
@@ -25,39 +26,73 @@ def special_tokens(
     Raises:
         ValueError: a file that holds something else than tokens where they should be.
     """
+    place = folder / "tokenizer_config.json"
     said = {name: value for name, value in settings.items() if _is_about_tokens(name)}
-    _rename(said)
+    if said.get(_EXTRA) in (None, [], {}, ""):
+        _rename(said)
+    _gather_own(place, said)
     if settings.get("added_tokens_decoder") is None:
         said, added = _legacy(folder, said, serialized)
     else:
-        place = folder / "tokenizer_config.json"
         added = {
             _id(place, number): _token(place, "added_tokens_decoder", token, typed=True)
             for number, token in _object(place, settings["added_tokens_decoder"]).items()
         }
-    place = folder / "tokenizer_config.json"
-    extra = said.pop("extra_special_tokens", None)
-    if isinstance(extra, Mapping):  # roles of the model's own
-        said, extra = said | dict(extra), None
-    named: Special = {}
-    for role, value in said.items():
-        if role in ROLES or isinstance(value, str | Added | Mapping):  # others only end in "_token"
-            named[role] = _token(place, role, value) if value not in (None, "") else None
+    if _EXTRA not in said:  # a list beside what was an object, or one of special_tokens_map.json
+        _rename(said)
+    extra, own = said.pop(_EXTRA, None), said.pop(_OWN, None)
+    own = {} if own is None else _own(place, _OWN, own)
+    if isinstance(extra, Mapping):
+        own, extra = {**extra, **own}, None
+    # What the files name one by one comes before what an object names; a role keeps its place.
+    said = {role: value for role, value in said.items() if role in ROLES or _is_one(value)} | own
+    named: Special = {
+        role: _token(place, role, value) if value not in (None, "") else None
+        for role, value in said.items()
+    }
     by_text = {token.content: token for token in added.values()}
     named |= {role: by_text.get(str(t), t) for role, t in named.items() if role in ROLES and t}
     if not isinstance(extra, list | None):
-        raise ValueError(f"{place}: extra_special_tokens is {extra!r}: a list is needed")
-    return named, [_token(place, "extra_special_tokens", token) for token in extra or []], added
+        raise ValueError(f"{place}: {_EXTRA} is {extra!r}: a list is needed")
+    return named, [_token(place, _EXTRA, token) for token in extra or []], added
 
 
 def _is_about_tokens(name: str) -> bool:
-    return name in _LISTS or (name.endswith("_token") and not name.startswith("add_"))
+    return name in (_EXTRA, _OLDER, _OWN) or name.endswith("_token")
+
+
+def _is_one(value: Any) -> bool:
+    """Whether this is a token, as it has to be written for a role that isn't of `ROLES`."""
+    typed = isinstance(value, Mapping) and value.get("__type") == "AddedToken"
+    return typed or isinstance(value, str | Added)
 
 
 def _rename(said: dict[str, Any]) -> None:
-    older = said.pop(_LISTS[1], None)
-    if older is not None and not said.get(_LISTS[0]):
-        said[_LISTS[0]] = older
+    if _OLDER in said:
+        said[_EXTRA] = said.pop(_OLDER)
+
+
+def _gather_own(place: Path, said: dict[str, Any]) -> None:
+    """Puts the roles of the model's own that tokenizer_config.json names into one object.
+
+    They take the place of model_specific_special_tokens, if there are any.
+    """
+    names = [name for name, value in said.items() if _is_own(name) and isinstance(value, str)]
+    own = {name: said.pop(name) for name in names}
+    if isinstance(said.get(_EXTRA), Mapping):
+        own |= _own(place, _EXTRA, said.pop(_EXTRA))
+    if own:
+        said[_OWN] = own
+
+
+def _is_own(name: str) -> bool:
+    return name.endswith("_token") and name not in ROLES
+
+
+def _own(place: Path, name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{place}: {name} is {value!r}: an object of roles and tokens is needed")
+    return value
 
 
 def _legacy(
@@ -68,21 +103,22 @@ def _legacy(
     place = folder / "special_tokens_map.json"
     if place.is_file():
         for name, value in _object(place, _json(place)).items():
-            if isinstance(value, Mapping) and name != _LISTS[0]:
+            if isinstance(value, Mapping) and name != _EXTRA:
                 value = _special(place, name, value)
             elif isinstance(value, list):
                 value = [_special(place, name, token) for token in value]
-                known = list(said.get(name) or []) if name == _LISTS[0] else []
+                known = list(said.get(name) or []) if name == _EXTRA else []
                 value = known + [each for each in value if each not in known]
             said[name] = value
+        if isinstance(said.get(_EXTRA), Mapping):
+            said[_OWN] = dict(said.get(_OWN) or {}) | dict(said.pop(_EXTRA))
     place = folder / "added_tokens.json"
     if place.is_file():
-        listed = said.get(_LISTS[0]) or []
+        listed = said.get(_EXTRA) or []
         special = {str(said[role]) for role in ROLES if said.get(role)} | set(map(str, listed))
         for text, number in _object(place, _json(place)).items():
             is_special = text in special
             added[_id(place, number)] = Added(text, normalized=not is_special, special=is_special)
-    _rename(said)  # only now: transformers doesn't look at the older name for the above
     for token in (serialized or {}).get("added_tokens") or []:
         place = folder / "tokenizer.json"
         facts = dict(_object(place, token))

@@ -59,6 +59,67 @@ def test_equals_transformers(make, tmp_path, small):
         assert ours.id_to_token(token_id) == theirs.convert_ids_to_tokens(token_id)
 
 
+MASK, START = {"image_token": "<mask>"}, ["<|im_start|>"]
+TYPED = {"__type": "AddedToken", "content": "<typed>", "lstrip": True, "rstrip": False,
+         "normalized": False, "single_word": False, "special": True}  # fmt: skip
+ROLES_OF_ITS_OWN = [
+    {"extra_special_tokens": MASK, "additional_special_tokens": START},
+    {"model_specific_special_tokens": MASK},
+    {"model_specific_special_tokens": MASK, "audio_token": "<audio>"},
+    {"model_specific_special_tokens": MASK, "extra_special_tokens": {"b_token": "<b>"}},
+    {"extra_special_tokens": {**MASK, "b": "<b>"}, "audio_token": "<audio>", "x_token": TYPED},
+    {"model_specific_special_tokens": {"t": TYPED}, "additional_special_tokens": START},
+    {"extra_special_tokens": {"eos_token": "<mask>"}, "additional_special_tokens": MASK},
+    {"extra_special_tokens": [], "additional_special_tokens": START},
+    {"extra_special_tokens": ["<a>"], "additional_special_tokens": START},
+    {"a_token": {"content": "<untyped>"}, "add_a_token": "<added>", "b_token": 3},
+]  # fmt: skip
+SPECIAL_TOKENS_MAPS = [
+    {"additional_special_tokens": ["<|im_end|>"], "audio_token": "<map>"},
+    {"extra_special_tokens": ["<|im_end|>"], "audio_token": {"content": "<map>"}},
+    {"extra_special_tokens": {"audio_token": "<map>"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "model_type"),
+    [
+        *(("file", kind) for kind in ("gptj", "gpt2", "gpt_neo", "gpt_neox", "codegen", None)),
+        ("pair", "gptj"), ("pair", "gpt_neox"), ("decoder", "codegen"), ("decoder", None),
+    ],
+)  # fmt: skip
+def test_roles_of_the_models_own_have_transformers_ids(form, model_type, tmp_path, small):
+    """Every way to write a special token, and the two ways to write them beside each other."""
+    cases = [(settings, {}) for settings in ROLES_OF_ITS_OWN]
+    cases += [(ROLES_OF_ITS_OWN[number], told) for number in (0, 2) for told in SPECIAL_TOKENS_MAPS]
+    for number, (settings, told) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if form == "pair":
+            small.model.save(str(folder))
+        else:
+            small.save(str(folder / "tokenizer.json"))
+        if form == "decoder":
+            settings = settings | {"added_tokens_decoder": {"700": {"content": "<first>"}}}
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if model_type is None else {}
+        config = {"model_type": model_type or "gptj"}
+        for name, fields in (
+            ("tokenizer_config", settings | kind), ("special_tokens_map", told), ("config", config)
+        ):  # fmt: skip
+            (folder / f"{name}.json").write_text(json.dumps(fields))
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = Tokenizer.from_directory(folder)
+        known = theirs.get_vocab()
+        added = {token: i for token, i in known.items() if i >= 699}
+        assert {token: ours.token_to_id(token) for token in added} == added, (settings, told)
+        text = " <|im_start|> x" + " y ".join(added)
+        assert ours.encode(text) == theirs(text)["input_ids"], (settings, told)
+        roles = {role: token for role, token in theirs.special_tokens_map.items() if token}
+        assert ours.roles == {role: str(token) for role, token in roles.items()}, (settings, told)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", setups.TEN, ids=lambda make: make.__name__)
 def test_equals_transformers_on_a_megabyte(make, tmp_path):

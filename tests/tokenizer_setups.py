@@ -191,8 +191,7 @@ MORE = (
 def texts(size: int, added: list[str]) -> list[str]:
     """About `size` bytes: prose, code, chat markup with the added tokens, Unicode of every kind."""
     part = size // 4
-    assert min(map(len, _sources())) >= part, "the sources are shorter than asked for"
-    samples, code = _sources()
+    samples, code = (text * (part // len(text) + 1) for text in _sources())
     return [samples[:part], code[:part], _markup(added, part), _unicode(part)]
 
 
