@@ -28,6 +28,11 @@ def taken_out(
             f"{tensor.name} of {weight.shape[0]} x {weight.shape[1]} has no {start} of rank {rank}"
         )
     if start == "pissa":
+        if strength <= 0:
+            raise ValueError(
+                f"{tensor.name} has an adapter of pissa with lora_alpha 0 or below, which has no "
+                "square root: PEFT itself can't load it"
+            )
         left, values, right = np.linalg.svd(weight, full_matrices=False)
         root = np.sqrt(values[:rank] / strength)
         return root[:, None] * right[:rank], left[:, :rank] * root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,11 @@ def load_adapter(
             f"{directory / peft_config.FILE} has ensure_weight_tying True, by which versions of "
             "peft tie the new embedding to the head or don't: merge it where it was trained"
         )
-    low, whole = _sorted(model, config, read_tensors(directory), directory)
+    stored = read_tensors(directory)
+    if not stored:
+        raise ValueError(f"{directory} holds an adapter without any tensors: copy it again")
+    low, whole = _sorted(model, config, stored, directory)
+    _check_complete(model, config, low, whole, directory)
     pairs: dict[tuple[Any, ...], Pair] = {}
     lies, named = _places(model), _files_tensors(model)
     for module, parts in low.items():
@@ -179,6 +184,11 @@ def _sorted(
     low: dict[str, dict[str, np.ndarray]] = {}
     whole: dict[str, np.ndarray] = {}
     for key in sorted(stored):
+        if not key.startswith(_PREFIX):
+            raise ValueError(
+                f"{where} holds {key}, whose name doesn't begin with {_PREFIX}, so that PEFT "
+                "wouldn't use it: rename the tensors, or save the adapter anew with PEFT"
+            )
         inner = key.removeprefix(_PREFIX)
         found = _LOW.fullmatch(inner)
         part = _PARTS.get((found["part"], found["kind"])) if found else None
@@ -189,12 +199,19 @@ def _sorted(
                     "exclude_modules or layers_to_transform leave out, so that PEFT wouldn't use "
                     f"it: correct them in {peft_config.FILE}"
                 )
-            low.setdefault(found["module"], {})[part] = stored[key]
+            _put_once(low.setdefault(found["module"], {}), part, stored[key], key, where)
             continue
         plain = _base_name(inner)
         if plain in named or _is_head(model, plain):
-            whole[plain] = stored[key]
+            _put_once(whole, plain, stored[key], key, where)
         elif ".original_module." not in key:
+            block = re.search(r"\.(\d+)\.", inner)
+            layers = model.config.num_layers
+            if block is not None and int(block[1]) >= layers:
+                raise ValueError(
+                    f"{where} holds {key}, of block {block[1]}, but the last of the model's "
+                    f"{layers} blocks is {layers - 1}: the adapter belongs to another model"
+                )
             raise ValueError(
                 f"{where} holds {key}: LoRA adapts the matrices of a "
                 f"{model.config.family_title}'s blocks here, and nothing else"
@@ -202,6 +219,47 @@ def _sorted(
     if model.config.tied_embeddings:
         _drop_twin_head(model, config, whole)
     return low, whole
+
+
+def _put_once(
+    found: dict[str, np.ndarray], name: str, values: np.ndarray, key: str, where: Path
+) -> None:
+    """Keeps a tensor by its short name, of which the file may not say two things."""
+    if name in found and not np.array_equal(found[name], values):
+        raise ValueError(
+            f"{where} holds {key} and the same under another name with other numbers: copy the "
+            "adapter again, or take out the one that is wrong"
+        )
+    found[name] = values
+
+
+def _check_complete(
+    model: LanguageModel, config: Mapping[str, Any], low: Iterable[str],
+    whole: Iterable[str], where: Path,
+) -> None:  # fmt: skip
+    """Warns of modules that the config names and the file lacks; PEFT leaves them as they are.
+
+    Raises:
+        ValueError: one of modules_to_save is missing, which PEFT refuses too.
+    """
+    heads = [_head_name(model)] if model.config.tied_embeddings else []
+    for name in [*_files_tensors(model), *heads]:
+        parts = name.split(".")
+        inside = [".".join(parts[:end]) for end in range(1, len(parts))]
+        if name not in whole and any(peft_config.saved_module(config, one) for one in inside):
+            raise ValueError(
+                f"{where} lacks {name}, which modules_to_save in its {peft_config.FILE} names: "
+                "copy the adapter again"
+            )
+    if config["target_modules"] is None:
+        return  # PEFT's own list of the family
+    lacking = [m for m in _places(model) if m not in low and peft_config.targeted(config, m)]
+    if lacking:
+        warnings.warn(
+            f"{where} has no tensors for {len(lacking)} of the modules that its target_modules "
+            f"name, the first {lacking[0]}: they stay as they are in the base",
+            stacklevel=3,
+        )
 
 
 def _base_name(key: str) -> str:
@@ -263,6 +321,15 @@ def _pair(
         "bias": "lora_B's bias",
     }
     for part, values in parts.items():
+        if (
+            part == "a"
+            and values.ndim == 2
+            and values.shape != (rank, d_in) == (rank, values.shape[1])
+        ):
+            raise ValueError(
+                f"lora_A of {module} in {where} has rank {len(values)}, but {peft_config.FILE} "
+                f"says {rank} (r, 8 where it is missing, or rank_pattern): correct it there"
+            )
         if values.shape != wanted[part]:
             raise ValueError(
                 f"{said[part]} of {module} in {where} has shape {values.shape}, {wanted[part]} is "
@@ -307,8 +374,8 @@ def _written(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """PEFT's tensors and config of these adapters as one."""
     places = _places(model)
-    pairs = _joined(model, places, names)
     whole, modules_to_save = replaced.saved(model, names)
+    pairs = _joined(model, places, names) or _nothing(places, modules_to_save)
     tensors: dict[str, np.ndarray] = {}
     for module, pair in pairs.items():
         parts = {
@@ -324,6 +391,20 @@ def _written(
         inner = ".base_layer" if module in pairs else ""
         tensors[f"{_PREFIX}{module}{inner}.{kind}"] = np.ascontiguousarray(values)
     return tensors, _config(model, pairs, list(places), whole, modules_to_save)
+
+
+def _nothing(places: Mapping[str, families.Tensor], modules_to_save: list[str]) -> dict[str, Pair]:
+    """An adapter of zeros on one module, as PEFT loads none that adapts no module."""
+    config = peft_config.DEFAULTS | {"modules_to_save": modules_to_save}
+    for module, tensor in places.items():
+        if peft_config.targeted(config | {"target_modules": [module]}, module):
+            d_out, d_in = tensor.shape
+            a, b = np.zeros((1, d_in), np.float32), np.zeros((d_out, 1), np.float32)
+            return {module: Pair(a, b, 1.0)}
+    raise ValueError(
+        "the adapter replaces every matrix of the blocks whole, which PEFT can't load: merge it "
+        "(finetuning.lora.merged) and save the model"
+    )
 
 
 def _config(

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 FILE = "adapter_config.json"
 # Every field of peft.LoraConfig (0.21) and its default, from the class itself: the test
 # tests/finetuning/test_peft_config.py prints the table anew where the installed class differs.
@@ -43,6 +45,11 @@ _NO_MATTER = {
     "eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size",
     "runtime_config",
 }  # fmt: skip
+# Kinds of adapters that PEFT itself can merge into the model.
+_MERGED = (
+    "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "FOURIERFT", "LN_TUNING",
+    "BONE", "MISS", "RANDLORA", "SHIRA", "C3A", "ROAD", "WAVEFT", "DELORA", "POLY", "VBLORA",
+)  # fmt: skip
 _NOTHING = (None, False, [], {}, "", 0)  # what a field that we don't know may say
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _CONVERT = (
@@ -70,14 +77,14 @@ def read(file: Path) -> dict[str, Any]:
                 "adapter in peft (merge_and_unload), or train it without"
             )
     config = DEFAULTS | config
-    for field, kinds in (("r", int), ("lora_alpha", int | float)):
-        _positive(file, field, config[field], kinds)
-    for pattern, kinds in (("rank_pattern", int), ("alpha_pattern", int | float)):
+    _rank(file, "r", config["r"])
+    _finite(file, "lora_alpha", config["lora_alpha"])
+    for pattern, check in (("rank_pattern", _rank), ("alpha_pattern", _finite)):
         config[pattern] = config[pattern] or {}
         if not isinstance(config[pattern], dict):
             raise ValueError(f"{file} has {pattern} {_short(config[pattern])}: a dict is needed")
         for key, value in config[pattern].items():
-            _positive(file, f"{pattern}[{key!r}]", value, kinds)
+            check(file, f"{pattern}[{key!r}]", value)
             _expression(file, pattern, f"(.*\\.)?({key})$")
     _check_values(file, config)
     _check_start(file, config)
@@ -94,7 +101,13 @@ def of_kind(file: Path, kind: str) -> dict[str, Any]:
     config = _json(file)
     if not isinstance(config, dict) or config.get("peft_type") != kind:
         found = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file} has peft_type {found!r}: only {kind} is read")
+        fix = (
+            ": merge it where it was trained, with peft (model = model.merge_and_unload(); "
+            "model.save_pretrained(folder)), and load that folder as the model"
+            if kind == "LORA" and found in _MERGED
+            else ""
+        )
+        raise ValueError(f"{file} has peft_type {_short(found)}, and only {kind} is read here{fix}")
     return config
 
 
@@ -195,9 +208,22 @@ def _check_start(file: Path, config: Mapping[str, Any]) -> None:
     raise ValueError(f"{file} has init_lora_weights {start!r}, which {why}: {_CONVERT}")
 
 
-def _positive(file: Path, field: str, value: Any, kinds: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**20:
-        raise ValueError(f"{file} has {field} {_short(value)}: a positive number is needed")
+def _rank(file: Path, field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
+        raise ValueError(
+            f"{file} has {field} {_short(value)}: a whole number of at least 1 is needed"
+        )
+
+
+def _finite(file: Path, field: str, value: Any) -> None:
+    """Refuses what is no number; 0 and negative ones are some: adapters that were weighed so."""
+    largest = float(np.finfo(np.float32).max)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -largest <= value <= largest
+    ):
+        raise ValueError(f"{file} has {field} {_short(value)}: a finite number is needed")
 
 
 def _expression(file: Path, field: str, word: str) -> None:

@@ -288,7 +288,7 @@ REFUSED = [
     ({"init_lora_weights": "loftq"}, "few bits"),
     ({"init_lora_weights": "of_tomorrow"}, "init_lora_weights 'of_tomorrow'"),
     ({"bias": "some"}, "bias 'some': none, all or lora_only"),
-    ({"rank_pattern": {"q": -1}}, "rank_pattern['q'] -1: a positive number"),
+    ({"rank_pattern": {"q": -1}}, "rank_pattern['q'] -1: a whole number of at least 1"),
     ({"rank_pattern": {"(": 1}}, "which names no module"),
     ({"alpha_pattern": 3}, "alpha_pattern 3: a dict"),
     ({"modules_to_save": [3]}, "names of modules"),
@@ -350,3 +350,83 @@ def test_whole_weights_that_do_not_fit_are_refused(bases, tmp_path):
     save_file(tensors | {head: np.full((300, 48), np.nan, np.float32)}, file)
     with pytest.raises(ValueError, match="NaN"):
         export.load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("factor", [-0.5, 0.0])
+def test_an_adapter_weighed_below_nothing_is_saved_and_loaded(tiny_model, tmp_path, factor):
+    new = lora.adapted(tiny_model, lora.LoRA(rank=2, name="one"))
+    for _, linear in lora.matrices(new.network):
+        for adapter in linear.adapters.values():
+            adapter.b[...] = jnp.full_like(adapter.b[...], 0.2)
+    new = lora.weighed(new, one=factor)
+    export.save_adapter(new, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert np.isclose(config["lora_alpha"], 16 * factor)
+    expected = np.asarray(new.logits(IDS))
+    assert close(export.load_adapter(tiny_model, tmp_path).logits(IDS), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"lora_alpha": -5}, {"lora_alpha": 0}, {"alpha_pattern": {Q: 0}}]
+)
+def test_any_finite_alpha_is_peft_s(fields, bases, tmp_path, tolerance):
+    pytest.importorskip("peft")
+    base = bases("gptj")
+    made(base, tmp_path, r=2, target_modules=[Q, V])
+    rewritten(tmp_path, **fields)
+    ours = export.load_adapter(load(base), tmp_path)
+    assert close(ours.logits(IDS), reloaded(base, tmp_path), 5 * tolerance["float32"])
+
+
+def kept(folder, change):
+    """The adapter of a folder, its file's tensors changed."""
+    file = folder / "adapter_model.safetensors"
+    tensors = change(load_file(file))
+    save_file(tensors, file)
+
+
+def test_an_adapter_that_lacks_tensors_is_told_or_refused(tiny_model, tmp_path):
+    export.save_adapter(lora.adapted(tiny_model, lora.LoRA(rank=2)), tmp_path)
+    kept(tmp_path, lambda all: {k: v for k, v in all.items() if "h.0.attn.q_proj" not in k})
+    with pytest.warns(
+        UserWarning, match=r"no tensors for 1 of .*first transformer.h.0.attn.q_proj"
+    ):
+        export.load_adapter(tiny_model, tmp_path)
+    rewritten(tmp_path, modules_to_save=["ln_f"])
+    with pytest.raises(ValueError, match=r"lacks transformer.ln_f.\w+, which modules_to_save"):
+        export.load_adapter(tiny_model, tmp_path)
+    kept(tmp_path, lambda all: {})
+    with pytest.raises(ValueError, match="without any tensors"):
+        export.load_adapter(tiny_model, tmp_path)
+
+
+NAMES = "base_model.model.transformer.h.{}.attn.q_proj.lora_A.{}weight"
+WRONG_TENSORS = [
+    (lambda all: {k.removeprefix("base_model.model."): v for k, v in all.items()}, "doesn't begin"),
+    (lambda all: all | {NAMES.format(0, "default."): all[NAMES.format(0, "")] + 1}, "other number"),
+    (lambda all: all | {NAMES.format(9, ""): all[NAMES.format(0, "")]}, "of block 9, but the last"),
+    (
+        lambda all: {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in all.items()},
+        "has rank 1, but adapter_config.json says 2",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_TENSORS)
+def test_tensors_that_peft_would_not_use_are_refused(tiny_model, tmp_path, change, message):
+    export.save_adapter(lora.adapted(tiny_model, lora.LoRA(rank=2)), tmp_path)
+    kept(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        export.load_adapter(tiny_model, tmp_path)
+
+
+def test_whole_weights_alone_are_saved_as_peft_loads_them(bases, tmp_path, tolerance):
+    pytest.importorskip("peft")
+    base = bases("gptj")
+    made(base, tmp_path / "a", r=2, target_modules=[Q], modules_to_save=["lm_head"])
+    kept(tmp_path / "a", lambda all: {k: v for k, v in all.items() if "lora_" not in k})
+    with pytest.warns(UserWarning, match="no tensors for"):
+        ours = export.load_adapter(load(base), tmp_path / "a")
+    export.save_adapter(ours, tmp_path / "b")
+    expected = np.asarray(ours.logits(IDS))
+    assert close(reloaded(base, tmp_path / "b"), expected, 5 * tolerance["float32"])
