@@ -107,6 +107,7 @@ def run(chosen: argparse.Namespace) -> int:
     mesh = None
     if chosen.mesh_data is not None or chosen.mesh_model is not None:
         mesh = gptj_lab.mesh(data=chosen.mesh_data, model=chosen.mesh_model)
+    results.check(chosen.out.expanduser() / "result")
     method = _method(given)
     optimiser = _optimiser(given)
     settings = {name: given[name] for name in (*map(_word, _OF_RUN), "strict") if name in given}
@@ -120,14 +121,15 @@ def run(chosen: argparse.Namespace) -> int:
         return 130
     if trained.step < trained.steps and trained.status == "failed":
         return 1
-    result, step = results.save(trained, chosen.out / "result", best=chosen.best, say=_say)
+    promised = chosen.out.expanduser() / "result"
+    result, step = results.save(trained, promised, best=chosen.best, say=_say)
     of = f", that of step {step:,}" if chosen.best else ""
     _say(f"{_kind(chosen.method)} is in {result}{of}")
     if chosen.method in ("lora", "soft-prompt"):
         model = "" if chosen.model == "pocket" else f" --model {shlex.quote(chosen.model)}"
         adapter = shlex.quote(str(result))
         _say(f"try it: gptj-lab generate 'Once upon a time'{model} --adapter {adapter}")
-    return 0 if trained.status == "finished" else 1
+    return 0 if trained.status == "finished" and result == promised else 1
 
 
 def _method(given: dict[str, Any]) -> Any:
@@ -150,7 +152,9 @@ def _method(given: dict[str, Any]) -> Any:
             )
     fields = {option: given[option] for option in options if option in given}
     if "targets" in fields:
-        fields["targets"] = tuple(fields["targets"].split(","))
+        fields["targets"] = tuple(
+            word.strip() for word in fields["targets"].strip().removesuffix(",").split(",")
+        )
     return kinds[name](**fields)
 
 

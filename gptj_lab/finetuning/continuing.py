@@ -29,6 +29,12 @@ def beginning(
         if isinstance(method, LoRA) and not isinstance(method, Continued):
             method = dataclasses.replace(method, name=lora.free_name(model, method.name))
         return model, method
+    if not isinstance(adapter, str | Path):
+        raise TypeError(
+            f"adapter is {adapter!r}: a folder, or the name of an adapter of the model, is needed"
+        )
+    if not str(adapter).strip():
+        raise ValueError("adapter is empty: name a folder, or leave it out")
     if not isinstance(method, LoRA):
         raise ValueError(
             f"adapter is {str(adapter)!r}, which only LoRA trains further, not "

@@ -105,6 +105,7 @@ def load_adapter(
         ValueError: it is no LoRA adapter, uses what we don't honour, or doesn't fit the model; the
             message names the field or tensor.
     """
+    adapters.check_name(name)
     directory = folder_of(Path(directory), name)
     config = peft_config.read(directory / peft_config.FILE)
     own_ends = any(peft_config.saved_module(config, module) for module in _ends_of(model))
@@ -163,7 +164,19 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 
 def folder_of(directory: Path, name: str) -> Path:
     """The folder of the adapter: itself, or where it holds several the one of that name."""
-    if (directory / peft_config.FILE).is_file() or not directory.is_dir():
+    if directory.is_file():
+        raise ValueError(f"{directory} is a file: name the folder that it lies in")
+    if not directory.is_dir():
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(directory))
+        raise FileNotFoundError(
+            f"there is no folder {directory}: name one with an {peft_config.FILE}"
+            + (
+                f"; one of the hub is fetched by: hf download {directory} --local-dir FOLDER"
+                if hub
+                else ""
+            )
+        )
+    if (directory / peft_config.FILE).is_file():
         return directory
     inside = sorted(file.parent.name for file in directory.glob(f"*/{peft_config.FILE}"))
     if name in inside:
@@ -172,6 +185,11 @@ def folder_of(directory: Path, name: str) -> Path:
         raise FileNotFoundError(
             f"{directory} holds the adapters {', '.join(inside)} in folders of their own: load "
             f"one of them, such as {directory / inside[0]}"
+        )
+    if (directory / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{directory} holds a model and no {peft_config.FILE}: it is loaded by "
+            "gptj_lab.load(...), not as an adapter"
         )
     return directory
 

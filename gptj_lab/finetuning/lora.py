@@ -22,6 +22,32 @@ from gptj_lab.model.transformer import Transformer
 TARGETS = ("q", "k", "v", "out", "fc_in", "fc_out")  # of each block
 
 
+_ALL = ", ".join(TARGETS)
+# What Hugging Face and PEFT call them.
+_THEIRS = {
+    "q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out", "attn.c_proj": "out",
+    "dense": "out", "c_attn": "q, k, v", "query_key_value": "q, k, v", "qkv_proj": "q, k, v",
+    "c_fc": "fc_in", "dense_h_to_4h": "fc_in", "dense_4h_to_h": "fc_out", "mlp.c_proj": "fc_out",
+    "c_proj": "out and fc_out", "all-linear": _ALL, "all": _ALL,
+}  # fmt: skip
+_THEIR_WORDS = list(_THEIRS)  # a list compares what can't be hashed too
+
+
+def check_name(name: object) -> None:
+    """Nothing, if an adapter may be called so.
+
+    Raises:
+        TypeError, ValueError: it is no text, no identifier, or a word of the container's own.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}: a text, such as 'default', is needed")
+    if not name.isidentifier():
+        raise ValueError(f"name is {name!r}: letters, digits and _ are needed")
+    # lora.weighed(model, name=0.5) has a parameter called model.
+    if name == "model" or hasattr(nnx.Dict(), name):
+        raise ValueError(f"name is {name!r}, which has a meaning of its own here: take another")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Which matrices get an adapter, and of what kind (Hu et al. 2021).
@@ -52,18 +78,26 @@ class LoRA:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}: a whole number of at least 1 is needed")
+        for field in ("alpha", "dropout"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise TypeError(f"{field} is {value!r}: a number is needed")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha is {self.alpha!r}: a positive number is needed")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}: a share from 0 to below 1 is needed")
-        if isinstance(self.targets, str):
-            raise TypeError(f"targets is {self.targets!r}: a tuple such as ('q', 'v') is needed")
+        if not isinstance(self.targets, tuple | list):
+            theirs = f" ({_THEIRS[self.targets]} here)" if self.targets in _THEIR_WORDS else ""
+            raise TypeError(
+                f"targets is {self.targets!r}{theirs}: a tuple such as ('q', 'v') is needed"
+            )
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
             what = f"names {unknown[0]!r}" if unknown else "is empty"
+            if unknown and unknown[0] in _THEIR_WORDS:
+                what += f", which is {_THEIRS[unknown[0]]} here"
             raise ValueError(f"targets {what}: choose of {', '.join(TARGETS)}")
-        if not self.name.isidentifier():
-            raise ValueError(f"name is {self.name!r}: letters, digits and _ are needed")
+        check_name(self.name)
 
     @property
     def strength(self) -> float:
@@ -321,6 +355,7 @@ def _known(model: LanguageModel, wanted: Any) -> None:
 
 
 def _twin_for(model: LanguageModel, name: str) -> LanguageModel:
+    check_name(name)
     if name in names(model):
         raise ValueError(f"the model has adapters named {name!r} already: choose another name")
     return model.twin()

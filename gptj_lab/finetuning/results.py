@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from gptj_lab.finetuning.run import Run
 
 
+def check(folder: Path) -> None:
+    """Nothing, if `folder` isn't taken by a file.
+
+    Raises:
+        ValueError: it is.
+    """
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise ValueError(
+            f"{folder} is a file, and the result is to become a folder of that name: move it "
+            "away, or give another --out"
+        )
+
+
 def save(
     run: Run, folder: Path, *, best: bool = False, say: Callable[[str], object] = print
 ) -> tuple[Path, int]:
@@ -35,11 +48,15 @@ def save(
         except (OSError, ValueError) as error:
             say(f"the best model can't be had, so the last is saved: {error}")
     failed: OSError | None = None
+    told: set[str] = set()
     for place in _places(run, folder):
         try:
             run.write(model, place)
         except OSError as error:
-            say(f"the result can't be written to {place}: {error}")
+            sentence = f"the result can't be written to {place}: {error}"
+            if sentence not in told:
+                say(sentence)
+            told.add(sentence)
             failed = error
             with contextlib.suppress(OSError):
                 place.rmdir()  # of a folder that was made in vain

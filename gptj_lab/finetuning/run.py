@@ -487,7 +487,7 @@ def finetune(
     if best and not len(corpus.held_out):
         raise ValueError(
             "the best model is wanted, but nothing is held out to tell which it is: give more "
-            "text, or held_out=, or take the last"
+            "text, or held_out= (--held-out), or take the last"
         )
     run = Run(model, corpus, chosen, share)
     if wait:

@@ -139,6 +139,17 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
                 "gptj_lab split it in another way: give the same text, or begin anew in another "
                 "folder; what the run has trained stays in that one"
             )
+        if name == "method.kind" and "Continued" in (old, new):
+            was = "with" if old == "Continued" else "without"
+            raise ValueError(
+                f"the run in {out} was begun {was} an adapter to train further (adapter=, "
+                "--adapter): do the same, or give another folder"
+            )
+        if name == "base.fingerprint" and now.get("method.kind") == "Continued":
+            raise ValueError(
+                f"the adapter that is trained further, or the model below it, is another than the "
+                f"run in {out} was begun with: give the same, or another folder"
+            )
         if name == "base.fingerprint":
             raise ValueError(
                 f"the model is another than the run in {out} was begun with: give the same, or "

@@ -430,3 +430,20 @@ def test_whole_weights_alone_are_saved_as_peft_loads_them(bases, tmp_path, toler
     export.save_adapter(ours, tmp_path / "b")
     expected = np.asarray(ours.logits(IDS))
     assert close(reloaded(base, tmp_path / "b"), expected, 5 * tolerance["float32"])
+
+
+def test_what_is_no_folder_of_an_adapter_is_refused_with_the_fix(tiny_model, tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file: name the folder"):
+        export.load_adapter(tiny_model, file)
+    with pytest.raises(FileNotFoundError, match="hf download someone/lora"):
+        export.load_adapter(tiny_model, "someone/lora")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="holds a model"):
+        export.load_adapter(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match="meaning of its own"):
+        export.load_adapter(tiny_model, tmp_path, "keys")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        export.load_adapter(tiny_model, tmp_path)

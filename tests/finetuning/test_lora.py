@@ -254,3 +254,26 @@ def test_cut_files_are_refused(tiny_model, tmp_path):
     file.unlink()
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
         export.load_adapter(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"name": "items"}, ValueError, "meaning of its own"),
+        ({"name": "__class__"}, ValueError, "meaning of its own"),
+        ({"name": "model"}, ValueError, "meaning of its own"),
+        ({"name": ""}, ValueError, "letters"),
+        ({"name": "a/b"}, ValueError, "letters"),
+        ({"name": 5}, TypeError, "name is 5"),
+        ({"alpha": "16"}, TypeError, "alpha is '16': a number"),
+        ({"dropout": "0.1"}, TypeError, "dropout is '0.1': a number"),
+        ({"targets": None}, TypeError, "targets is None: a tuple"),
+        ({"targets": 5}, TypeError, "targets is 5: a tuple"),
+        ({"targets": {"q"}}, TypeError, "a tuple"),
+        ({"targets": "all-linear"}, TypeError, r"\(q, k, v, out, fc_in, fc_out here\)"),
+        ({"targets": ("c_attn",)}, ValueError, "which is q, k, v here"),
+    ],
+)
+def test_fields_of_the_wrong_kind_are_refused_by_name(fields, error, message):
+    with pytest.raises(error, match=message):
+        lora.LoRA(**fields)

@@ -144,3 +144,10 @@ def test_a_card_that_fails_keeps_nothing_from_the_hub(model, monkeypatch):
     pushed = tune(model).push("someone/name", dry_run=True)
     assert "adapter_model.safetensors" in pushed.files
     assert "Of the run nothing could be told (KeyError)" in pushed.card
+
+
+def test_a_file_where_the_result_should_be_is_refused_before_anything(tmp_path, capsys):
+    (tmp_path / "result").write_text("mine")
+    assert cli.main(["finetune", "nothing.txt", "--out", str(tmp_path)]) == 2
+    assert "move it away" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir() if file.name != "corpora"] == ["result"]
