@@ -233,7 +233,12 @@ class ModelConfig:
             ValueError: an unknown architecture, a missing field, or a field that this network
                 would not honour; the message names it.
         """
-        return cls(**hugging_face_config.to_ours(fields, where))
+        ours = hugging_face_config.to_ours(fields, where)
+        try:
+            return cls(**ours)
+        except ValueError as error:
+            told = hugging_face_config.in_file_words(str(error), ours["family"], where)
+            raise ValueError(told) from None
 
     def to_hugging_face(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The config.json fields of transformers' config of this family.

@@ -5,9 +5,11 @@ reads it, it changes what the network computes, and we don't honour it at its va
 doesn't read passes, as it does there (`passed_over` names it); see transformers_fields.py.
 """
 
+import codecs
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,6 +187,12 @@ _ALSO: dict[str, tuple[Any, ...]] = {
     "quantization_config": (_INT8, _INT8_GPT_2, _INT8_BEFORE), "is_causal": (True,)
 }  # fmt: skip
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+_SIZES = ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "d_rotary")
+# What a GPT-NeoX's file has for fields of ours that are no field of its own there.
+_EXPRESSED = {
+    "d_rotary": "rotary_pct of a head", "rotary_base": "rotary_emb_base",
+    "rotary_scaling": "factor of rope_scaling",
+}  # fmt: skip
 _MOST_LAYERS = 10_000  # of an attention_types that is written out layer by layer
 _WINDOW = 256  # tokens; GPT-Neo's own, written where no layer has one
 
@@ -211,12 +219,42 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not JSON, or not an object.
     """
+    return parsed(path.read_bytes(), str(path))
+
+
+def parsed(content: bytes, where: str) -> dict[str, Any]:
+    """The fields in the bytes of a JSON file, such as config.json.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or not an object; the message says where and the fix.
+    """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # broken, no UTF-8, or a number without end
-        raise ValueError(f"{path} is not a JSON file ({error}): copy it again") from None
+        fields = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        is_utf16 = content.startswith(marks) or b"\0" in content[:2]
+        raise ValueError(
+            f"{where} is not a JSON file in UTF-8 ("
+            + ("it is in UTF-16" if is_utf16 else f"byte {error.start} is none of it")
+            + "): save it as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        if not content.strip():
+            raise ValueError(f"{where} is not a JSON file, it is empty: copy it again") from None
+        if b"\0" in content[:4]:
+            raise ValueError(
+                f"{where} is not a JSON file in UTF-8 (it holds NULs, as UTF-16 does): save it as "
+                "UTF-8"
+            ) from None
+        raise ValueError(
+            f"{where} is not a JSON file: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}; correct it there (JSON has no comments and no comma after the last "
+            "field), or copy it again"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number without end, or nested too deeply
+        raise ValueError(f"{where} is not a JSON file ({error}): copy it again") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}: a JSON object is needed")
+        raise ValueError(f"{where} holds a {type(fields).__name__}: a JSON object is needed")
     return fields
 
 
@@ -240,6 +278,7 @@ def to_ours(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     kind = _kind(fields, where)
     family, known = _FAMILIES[kind], transformers_fields.of(kind)
+    _check_sizes(kind, fields, where)
     fields = transformers_fields.settled(kind, fields)
     for name in sorted(known.changes & fields.keys() - family.honoured.keys() - family.special):
         _check_default(name, fields[name], known.defaults.get(name), where, family.title)
@@ -303,6 +342,38 @@ def _kind(fields: Mapping[str, Any], where: str) -> str:
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise ValueError(f"model_type in {where} is {kind!r}: this version reads {known} only")
     return kind
+
+
+def _check_sizes(kind: str, fields: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for a size that is null, which would mean that of the class's default."""
+    known, honoured = transformers_fields.of(kind), _FAMILIES[kind].honoured
+    for name, value in fields.items():
+        theirs = known.aliases.get(name, name)
+        size = honoured.get(theirs) in _SIZES and theirs not in known.nullable
+        if value is None and size:
+            raise ValueError(f"{name} in {where} is null: a whole number is needed")
+
+
+def in_file_words(sentence: str, family: str, where: str) -> str:
+    """A sentence about fields of ModelConfig, with the names that a config.json has for them."""
+    names = {ours: theirs for theirs, ours in _FAMILIES[family].honoured.items()}
+    names |= _EXPRESSED if family == "gpt_neox" else {"local_windows": "attention_types"}
+    theirs = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), sentence)
+    return f"{where}: {theirs}"
+
+
+def without_nulls(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The fields of a config.json but for nulls that stand for the default of transformers' class.
+
+    They load here; transformers itself refuses them.
+    """
+    known = transformers_fields.of(family)
+
+    def idle(name: str) -> bool:
+        theirs = known.aliases.get(name, name)
+        return theirs not in known.nullable and known.defaults.get(theirs) is not None
+
+    return {name: value for name, value in fields.items() if value is not None or not idle(name)}
 
 
 def _check_default(name: str, value: Any, default: Any, where: str, title: str) -> None:
@@ -379,12 +450,15 @@ def updated(
 ) -> dict[str, Any]:
     """A config.json with the fields of another for what changed, and everything else as it was.
 
+    Nulls that transformers refuses are left out.
+
     Args:
         before, now: both of the family `kind`, and such that `to_ours` reads them.
         changed: our fields that `now` says otherwise.
     """
     family = _FAMILIES[kind]
-    fields = dict(before) | {"model_type": kind}  # older ones have architectures only
+    # Older ones have architectures only.
+    fields = without_nulls(before, kind) | {"model_type": kind}
     if changed & family.expressed:  # they have several spellings, of which one is written
         fields = {name: value for name, value in fields.items() if name not in family.special}
         fields |= {name: now[name] for name in family.special if name in now}

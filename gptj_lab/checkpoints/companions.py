@@ -7,7 +7,6 @@ again has the same files, byte for byte, but for fields of config.json that have
 import dataclasses
 import filecmp
 import fnmatch
-import json
 import os
 import tempfile
 import warnings
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptj_lab import hugging_face_config
 from gptj_lab.checkpoints.stored import is_lfs_pointer, pointer_sentence
 from gptj_lab.checkpoints.weights import inside
 from gptj_lab.tokenizer import Tokenizer
@@ -77,13 +77,7 @@ class Companions:
         content = self.files.get(name)
         if content is None:
             return {}
-        try:
-            fields = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is not a JSON file ({error}): copy it again") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{name} holds a {type(fields).__name__}: a JSON object is needed")
-        return fields
+        return hugging_face_config.parsed(content, name)
 
     def tokenizer(self) -> "Companions":
         """Those that make the tokenizer, chat templates among them."""

@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json and weights, read in every form, written as safetensors."""
 
+import codecs
 import contextlib
 import errno
 import json
@@ -202,8 +203,9 @@ def _config(config: ModelConfig, dtype: str, quantised: bool, companions: Compan
     # transformers 4 wrote torch_dtype; both read it, 4 reads nothing else.
     names = [name for name in ("dtype", "torch_dtype") if name in fields] or ["dtype"]
     fields |= dict.fromkeys(names, dtype)
-    if fields == before:
-        return companions.files[CONFIG]
+    old = companions.files.get(CONFIG, b"")
+    if fields == before and not old.startswith(codecs.BOM_UTF8):  # which transformers refuses
+        return old
     return json.dumps(fields, indent=2).encode() + b"\n"
 
 

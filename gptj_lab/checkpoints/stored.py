@@ -121,7 +121,10 @@ def converted(view: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray
                 f"{name} in {where} holds numbers that are too large for {dtype}: "
                 "load it as bfloat16 or float32"
             )
-        raise ValueError(f"{name} in {where} holds NaN or infinite values: copy it again")
+        raise ValueError(
+            f"{name} in {where} holds NaN or infinite values: the training that wrote it "
+            "diverged (take a checkpoint from before that), or the file is damaged"
+        )
     return out
 
 
