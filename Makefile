@@ -4,7 +4,7 @@ START = notebooks/00_start_here.ipynb
 TRY ?= Once upon a time
 # What the tests compare with: another version, another index, or none.
 TORCH ?= 2.13.0
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 LAB_FLAGS = --LabApp.default_url=/lab/tree/$(START)
 ifeq ($(shell uname -s)$(DISPLAY)$(WAYLAND_DISPLAY),Linux)
@@ -89,11 +89,11 @@ plan-table: .venv-tpu/ready
 	$(BIN)/pip install -q -e '.[lab]'
 	touch $@ .venv/base
 
-# torch first, since on Linux PyPI's builds bring gigabytes of CUDA: the CPU's index is asked too,
-# and where both answer, its "+cpu" is the newer. TORCH=none leaves torch and what needs it out.
+# torch first, by its exact version. On Linux PyPI's builds bring gigabytes of CUDA, TORCH_INDEX
+# names one that doesn't; TORCH=none leaves torch and what needs it out.
 .venv/test: pyproject.toml | .venv/bin/python
 ifneq ($(TORCH),none)
-	$(BIN)/pip install -q --retries 1 --extra-index-url $(TORCH_INDEX) torch==$(TORCH)
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(BIN)/pip install -q -e '.[test,compared]'
 else
 	$(BIN)/pip install -q -e '.[test]'
