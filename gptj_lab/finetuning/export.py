@@ -169,7 +169,8 @@ def folder_of(directory: Path, name: str) -> Path:
     if not directory.is_dir():
         hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(directory))
         raise FileNotFoundError(
-            f"there is no folder {directory}: name one with an {peft_config.FILE}"
+            f"{directory / peft_config.FILE} is missing, as there is no folder {directory}: name "
+            "one that holds an adapter"
             + (
                 f"; one of the hub is fetched by: hf download {directory} --local-dir FOLDER"
                 if hub
@@ -188,8 +189,8 @@ def folder_of(directory: Path, name: str) -> Path:
         )
     if (directory / "config.json").is_file():
         raise FileNotFoundError(
-            f"{directory} holds a model and no {peft_config.FILE}: it is loaded by "
-            "gptj_lab.load(...), not as an adapter"
+            f"{directory / peft_config.FILE} is missing: {directory} holds a model, which is "
+            "loaded by gptj_lab.load(...), not as an adapter"
         )
     return directory
 
@@ -345,8 +346,9 @@ def _pair(
             and values.shape != (rank, d_in) == (rank, values.shape[1])
         ):
             raise ValueError(
-                f"lora_A of {module} in {where} has rank {len(values)}, but {peft_config.FILE} "
-                f"says {rank} (r, 8 where it is missing, or rank_pattern): correct it there"
+                f"lora_A of {module} in {where} has shape {values.shape}, {wanted[part]} is needed "
+                f"by the rank {rank} in {peft_config.FILE} (r, 8 where it is missing, or "
+                "rank_pattern): correct it there"
             )
         if values.shape != wanted[part]:
             raise ValueError(

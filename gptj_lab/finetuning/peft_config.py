@@ -107,7 +107,7 @@ def of_kind(file: Path, kind: str) -> dict[str, Any]:
             if kind == "LORA" and found in _MERGED
             else ""
         )
-        raise ValueError(f"{file} has peft_type {_short(found)}, and only {kind} is read here{fix}")
+        raise ValueError(f"{file} has peft_type {_short(found)}: only {kind} is read here{fix}")
     return config
 
 

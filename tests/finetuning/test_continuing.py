@@ -116,7 +116,7 @@ def test_continued_and_interrupted_it_ends_with_the_same_bits(
     for ours, theirs in zip(*arrays, strict=True):
         assert (np.asarray(ours) == np.asarray(theirs)).all()
     export.save_adapter(drawn(tiny_model, chosen, seed=1), tmp_path / "first")
-    with pytest.raises(ValueError, match="the model is another than the run in"):
+    with pytest.raises(ValueError, match="the adapter that is trained further, or the model below"):
         tune(tiny_model, **given, out=tmp_path / "out")
 
 

@@ -407,7 +407,7 @@ WRONG_TENSORS = [
     (lambda all: all | {NAMES.format(9, ""): all[NAMES.format(0, "")]}, "of block 9, but the last"),
     (
         lambda all: {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in all.items()},
-        "has rank 1, but adapter_config.json says 2",
+        "by the rank 2 in adapter_config.json",
     ),
 ]  # fmt: skip
 
