@@ -42,7 +42,7 @@ def test_a_product_and_its_gradients(d_in, d_out):
 def test_rotation_is_that_of_interleaved_pairs(d_rotary, dtype):
     x, by = (drawn(2, 9, 3, 12, seed=i).astype(dtype) for i in range(2))
     places = jnp.stack([jnp.arange(9), jnp.arange(9) % 4])
-    angles = positions.rotary_angles(places, d_rotary, 10_000.0)
+    angles = positions.rotary_angles(places, d_rotary, 10_000.0, 1.0)
     found, back = jax.vjp(lambda x: narrow.rotate(x, angles), x)
     wanted, plainly_back = jax.vjp(lambda x: positions.rotate(x, angles, interleaved=True), x)
     room = 1e-6 if dtype == jnp.float32 else ROUNDING
