@@ -48,7 +48,8 @@ class Tokenizer:
         Raises:
             ValueError: it isn't a byte-level BPE.
         """
-        tokenizer_files.check_byte_level(inner)
+        if inner.pre_tokenizer is not None:  # lesson 12 has a vocabulary of single characters
+            tokenizer_files.check_byte_level(inner)
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
