@@ -161,7 +161,8 @@ def test_whole_weights_of_an_adapter_stay_and_are_saved(tiny_model, tmp_path, qu
     from gptj_lab.finetuning import replaced
 
     head = np.random.default_rng(0).normal(0, 0.2, (304, 32)).astype(np.float32)
-    replaced.put(start, "default", {"lm_head.weight": head}, ["lm_head"], "here", untie=False)
+    whole = {"lm_head.weight": head, "lm_head.bias": head[:, 0]}
+    replaced.put(start, "default", whole, ["lm_head"], "here", untie=False)
     export.save_adapter(start, tmp_path / "first")
     run = tune(tiny_model, adapter=tmp_path / "first")
     assert "whole weights of the adapter default stay as they are" in run.notes[1]
