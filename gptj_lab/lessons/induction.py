@@ -77,7 +77,7 @@ def phase_change(
 
 def breaking_heads(
     answer: Iterable[tuple[int, int]] | None, model: LanguageModel, most: int = 2,
-    above: float = 1.5,
+    above: float = 1.0,
 ) -> Verdict:  # fmt: skip
     """Exercise 2: at most `most` heads (layer, head) without which the repeat isn't continued.
 
