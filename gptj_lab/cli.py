@@ -184,7 +184,14 @@ def _generate(chosen: argparse.Namespace) -> int:
     if hasattr(chosen, "end_tokens"):
         named = [int(end) if end.isdecimal() else end for end in chosen.end_tokens if end]
         settings["end_tokens"] = named
-    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    prompt = _standard_input() if chosen.prompt == "-" else chosen.prompt
+    for what, texts in (
+        ("stdin" if chosen.prompt == "-" else "the prompt", [prompt]),
+        ("--stop", settings.get("stop", [])),
+        ("--end-token", getattr(chosen, "end_tokens", [])),
+    ):
+        for text in texts:
+            _check_utf8(what, text)
     _keep_compiled_programs()
     import gptj_lab
 
@@ -210,6 +217,26 @@ def _generate(chosen: argparse.Namespace) -> int:
         print()
     print(f"[{time.perf_counter() - begun:.1f} s]", file=sys.stderr)
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8("stdin", error.object[error.start])) from None
+
+
+def _check_utf8(what: str, text: str) -> None:
+    """Refuses bytes that Python could not decode, which it keeps as lone surrogates."""
+    if found := next((each for each in text if "\udc80" <= each <= "\udcff"), None):
+        raise ValueError(_not_utf8(what, ord(found) - 0xDC00))
+
+
+def _not_utf8(what: str, byte: int) -> str:
+    return (
+        f"{what} isn't UTF-8 (it holds the byte 0x{byte:02x}): convert it, for example with "
+        "iconv -f latin1 -t utf-8"
+    )
 
 
 def _convert(chosen: argparse.Namespace) -> int:

@@ -1,34 +1,31 @@
 """The tokens that end a text: what a checkpoint's files say, and what a caller says instead."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from operator import index
 from typing import Any
 
 from gptj_lab.config import ModelConfig
+from gptj_lab.notices import tell
 from gptj_lab.tokenizer import Tokenizer
 
 EndTokens = int | str | Sequence[int | str]
 
 
 def declared(
-    config: ModelConfig, generation: Mapping[str, Any], tokenizer: Tokenizer
+    config: ModelConfig, generation: bytes | None, tokenizer: Tokenizer, name: str = ""
 ) -> tuple[int, ...]:
     """The ids of the end tokens of a model: all that its files name, or <|endoftext|>, or none.
 
-    They are `eos_token_id` of config.json and of generation_config.json (whose fields
-    `generation` is), and `eos_token` of the tokenizer. An id without an embedding is never made
-    and left out.
+    They are `eos_token_id` of config.json and of generation_config.json, and `eos_token` of the
+    tokenizer. An id without an embedding is never made and left out. generation_config.json is
+    optional: where it is damaged, that is told, and the others' ends are left.
 
-    Raises:
-        ValueError: `eos_token_id` of generation_config.json is neither an id nor a list of ids.
+    Args:
+        generation: the content of generation_config.json; None if there is none.
+        name: what the model was loaded as, to tell it.
     """
-    ends = generation.get("eos_token_id")
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in listed):
-        raise ValueError(
-            f"generation_config.json: eos_token_id is {ends!r}: a token id, a list of token ids or "
-            "null is needed"
-        )
+    listed = _of_generation(generation, f"{name or 'the model'}: generation_config.json")
     own = config.eos_token_id
     found = [*(own if isinstance(own, tuple) else [own]), *listed]
     if "eos_token" in tokenizer.roles:
@@ -37,6 +34,28 @@ def declared(
         found = [tokenizer.end_of_text_id]
     known = (end for end in found if end is not None and end < config.vocab_size)
     return tuple(dict.fromkeys(known))
+
+
+def _of_generation(content: bytes | None, place: str) -> list[int]:
+    """The ids in generation_config.json; what can't be one is told and left out."""
+    instead = "so the end tokens are those of config.json and the tokenizer"
+    if content is None:
+        return []
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        tell(f"{place} is not JSON ({error}), {instead}")
+        return []
+    if not isinstance(fields, dict):
+        tell(f"{place} holds a {type(fields).__name__} and no JSON object, {instead}")
+        return []
+    ends = fields.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ids = [i for i in listed if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    if len(ids) < len(listed):
+        more = f"{instead}, and {ids} of it" if ids else instead
+        tell(f"{place}: eos_token_id is {ends!r} where token ids are needed, {more}")
+    return ids
 
 
 def chosen(end_tokens: EndTokens, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:

@@ -77,8 +77,8 @@ class LanguageModel:
         self.name = name
         self.mesh = mesh
         self.companions = companions or Companions()
-        generation = self.companions.json("generation_config.json")
-        self.end_tokens = end_tokens.declared(config, generation, self.tokenizer)
+        generation = self.companions.files.get("generation_config.json")
+        self.end_tokens = end_tokens.declared(config, generation, self.tokenizer, name)
         self.replaced: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -119,6 +119,9 @@ class LanguageModel:
         end_tokens, seed, samples, keep_end) and of `gptj_lab.generation.sampling.make_settings`
         (temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
         presence_penalty, token_bias, ban).
+
+        A completion ends at any of `model.end_tokens`, all that the model's files name together;
+        end_tokens=[...] names others instead, and end_tokens=[] none.
 
         Raises:
             TypeError, ValueError: the message names the setting, its value and the fix.
@@ -277,6 +280,10 @@ def load(
 
     A directory is Hugging Face's (safetensors, torch's .bin or Flax's msgpack), or a step folder of
     GPT-J's original release. Each tensor goes from its file to its device before the next is read.
+
+    Its end tokens are all that config.json, generation_config.json and the tokenizer name together
+    (transformers takes generation_config.json's alone); set `model.end_tokens`, or give
+    `generate(end_tokens=)` others. A damaged generation_config.json is told and passed over.
 
     Args:
         name: "pocket", a path, or "owner/name" on the hub.

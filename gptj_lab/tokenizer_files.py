@@ -63,6 +63,9 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     roles = _BUILT.get(kind, {}) | roles
     # transformers adds them in this order, whatever that of the file is
     roles = {role: roles[role] for role in ROLES if role in roles} | roles
+    if serialized is None:
+        _check_merges(folder / "merges.txt")
+        path = f"{path} with merges.txt"
     try:
         inner = _inner(kind, folder, settings, serialized)
     except Exception as error:  # the library raises plain Exception for every fault
@@ -141,6 +144,23 @@ def _check_files(folder: Path, path: Path) -> None:
         f"{folder} has no tokenizer.json, nor vocab.json with merges.txt: "
         "copy the model's tokenizer.json there"
     )
+
+
+def _check_merges(path: Path) -> None:
+    """Refuses lines that the library, and so transformers, refuses, by their numbers."""
+    try:
+        content = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} isn't UTF-8 ({error}): copy it again") from None
+    lines = content.removesuffix("\n").split("\n") if content else []
+    for number, line in enumerate(lines, 1):
+        parts = line.removesuffix("\r").split(" ")
+        if not line.startswith("#version") and (len(parts) != 2 or not all(parts)):
+            advice = "copy it again" if line.strip() else "delete it"
+            raise ValueError(
+                f"{path}: line {number} is {line[:80]!r}, not two tokens with a space between: "
+                f"{advice}"
+            )
 
 
 def _class(folder: Path, settings: Mapping[str, Any], serialized: Mapping[str, Any] | None) -> str:

@@ -1,5 +1,6 @@
 """The command line says the same as Python, and one sentence where something is wrong."""
 
+import io
 import json
 import os
 import random
@@ -277,3 +278,18 @@ def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, cap
     assert finetune(folder, text, tmp_path / "out") == 130
     run.status = "failed"
     assert finetune(folder, text, tmp_path / "out") == 1
+
+
+@pytest.mark.parametrize("option", [[], ["--stop"], ["--end-token"]])
+def test_what_is_not_utf8_is_said_so(option, capsys):
+    text = os.fsdecode(b"caf\xe9")
+    assert cli.main(["generate", *(["the", *option, text] if option else [text])]) == 2
+    assert "isn't UTF-8 (it holds the byte 0xe9)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_stdin_that_is_not_utf8_is_said_so(errors, capsys, monkeypatch):
+    given = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8", errors)
+    monkeypatch.setattr("sys.stdin", given)
+    assert cli.main(["generate", "-"]) == 2
+    assert "stdin isn't UTF-8 (it holds the byte 0xe9)" in capsys.readouterr().err

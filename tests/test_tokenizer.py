@@ -227,7 +227,7 @@ def test_vocabulary_and_merges_files(gpt2, merges, tmp_path):
     with pytest.raises(ValueError, match="60000"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(ValueError, match="vocab.json is not a tokenizer"):
+    with pytest.raises(ValueError, match="vocab.json with merges.txt is not a tokenizer"):
         Tokenizer.from_directory(tmp_path)
 
 

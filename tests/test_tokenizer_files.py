@@ -250,6 +250,29 @@ def test_damaged_files_are_named(name, content, small, tmp_path):
         Tokenizer.from_directory(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["", " ", "word", "a b c"])
+def test_a_bad_line_of_merges_is_named(line, small, tmp_path):
+    """transformers refuses them too, a blank line at the end among them."""
+    small.model.save(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    merges = tmp_path / "merges.txt"
+    lines = merges.read_text("utf-8").splitlines()
+    for at in (3, len(lines)):
+        merges.write_text("\n".join([*lines[:at], line, *lines[at:]]) + "\n", "utf-8")
+        with pytest.raises(
+            ValueError, match=rf"merges.txt: line {at + 1} is '{line}', not two tok"
+        ):
+            Tokenizer.from_directory(tmp_path)
+        with pytest.raises(Exception, match="BPE"):
+            transformers.AutoTokenizer.from_pretrained(tmp_path)
+    merges.write_bytes(b"#version: 0.2\n\xff a\n")
+    with pytest.raises(ValueError, match="merges.txt isn't UTF-8"):
+        Tokenizer.from_directory(tmp_path)
+    merges.write_bytes(b"zzzz qqqq\n")
+    with pytest.raises(ValueError, match="vocab.json with merges.txt .*zzzz"):
+        Tokenizer.from_directory(tmp_path)
+
+
 @pytest.mark.parametrize("make", [*setups.TEN, *setups.MORE], ids=lambda make: make.__name__)
 def test_saved_and_loaded_again(make, small, tmp_path):
     ours, _ = both(make, tmp_path, small)

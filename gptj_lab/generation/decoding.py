@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 
 from gptj_lab import end_tokens as ends
 from gptj_lab.config import ModelConfig
-from gptj_lab.generation import sampling
+from gptj_lab.generation import sampling, setting_names
 from gptj_lab.generation.finite import NotFiniteError
 from gptj_lab.mesh import sharding
 from gptj_lab.model.cache import Cache, LayerCache, OneRow, empty_cache
@@ -148,7 +149,7 @@ class Decoding:
         prompts: str | Sequence[str],
         *,
         max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         end_tokens: ends.EndTokens | None = None,
         seed: int = 0,
         samples: int = 1,
@@ -160,7 +161,7 @@ class Decoding:
 
         Args:
             max_new_tokens: tokens to make at most; fewer where the context is full before.
-            stop: texts that end a completion; they are not part of it.
+            stop: texts that end a completion; they are not part of it. None stands for none.
             end_tokens: tokens that end a completion, as ids or as the text of one token each, in
                 place of `model.end_tokens`; with [] it never ends by itself.
             seed: the same seed gives a prompt the same text, alone or in a batch.
@@ -173,10 +174,12 @@ class Decoding:
             TypeError, ValueError: the message names the argument, its value and the fix.
         """
         config = model.config
-        if not isinstance(prompts, str | Sequence):
-            raise TypeError(f"prompts is a {type(prompts).__name__}: a str, or a list of them")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        stop = [stop] if isinstance(stop, str) else list(stop)
+        setting_names.check(sampling_settings, _setting_names())
+        several = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes | bytearray)
+        prompts = list(prompts) if several else [prompts]  # pyright: ignore[reportAssignmentType]
+        for prompt in prompts:
+            _check_prompt(prompt)
+        stop = [stop] if isinstance(stop, str) else list(stop or ())
         limit = _whole("max_new_tokens", max_new_tokens)
         samples = _whole("samples", samples)
         if not prompts:
@@ -333,7 +336,7 @@ class _State(NamedTuple):
 def stream(model: LanguageModel, prompt: str, **settings: Any) -> Iterator[str]:
     """The text as it comes; closing the iterator stops the work. Settings as of `Decoding`."""
     if not isinstance(prompt, str):
-        raise TypeError(f"the prompt is a {type(prompt).__name__}: stream takes one str")
+        raise TypeError(f"the prompt is of the type {type(prompt).__name__}: give stream one str")
     if settings.get("samples", 1) != 1:
         raise ValueError(f"samples is {settings['samples']}: stream gives one text, use generate")
     return _pieces(Decoding(model, prompt, **settings))
@@ -529,10 +532,23 @@ def _whole(name: str, value: int) -> int:
     return value
 
 
+def _setting_names() -> list[str]:
+    """The names that `generate` takes."""
+    own = inspect.signature(Decoding).parameters.values()
+    further = list(inspect.signature(sampling.make_settings).parameters)[1:]
+    return [each.name for each in own if each.kind == each.KEYWORD_ONLY] + further
+
+
+def _check_prompt(prompt: Any) -> None:
+    if isinstance(prompt, bytes | bytearray):
+        raise TypeError("the prompt is bytes: give a str, for example prompt.decode()")
+    if not isinstance(prompt, str):
+        shown = "None" if prompt is None else f"of the type {type(prompt).__name__}"
+        raise TypeError(f"the prompt is {shown}: give a str, or a list of them")
+
+
 def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -> list[int]:
     """The prompt's tokens, cut from the front if that was asked for."""
-    if not isinstance(prompt, str):
-        raise TypeError(f"a prompt is a {type(prompt).__name__}: a str is needed")
     ids = model.tokenizer.encode(prompt)
     if not ids:
         raise ValueError(

@@ -212,7 +212,7 @@ def test_a_prompt_too_long_says_by_how_much_and_can_keep_its_end(model):
         ("", {}, ValueError, "prompt is empty.*endoftext"),
         ([], {}, ValueError, "no prompt"),
         (b"cat", {}, TypeError, "int"),
-        (3, {}, TypeError, "prompts is a int"),
+        (3, {}, TypeError, "the prompt is of the type int"),
         (["cat", None], {}, TypeError, "NoneType"),
         ("a\ud800", {}, ValueError, "surrogate"),
         ("a", {"max_new_tokens": 0}, ValueError, "max_new_tokens is 0"),

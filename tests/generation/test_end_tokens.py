@@ -95,10 +95,40 @@ def test_an_end_without_an_embedding_is_left_out(folder, tmp_path):
     assert model.end_tokens == (0,)
 
 
-@pytest.mark.parametrize("value", ["<|im_end|>", -1, True, [2, "x"], 1.5, {}])
-def test_a_bad_generation_config_is_named(folder, tmp_path, value):
-    with pytest.raises(ValueError, match="generation_config.json: eos_token_id is"):
-        changed(folder, tmp_path, generation_config={"eos_token_id": value})
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("<|im_end|>", []),
+        (-1, []),
+        (True, []),
+        ([2, "x"], [2]),
+        (238.0, []),
+        ([[238]], []),
+        ({}, []),
+    ],
+)
+def test_a_bad_generation_config_is_told_and_passed_over(folder, tmp_path, value, kept, capfd):
+    others = gptj_lab.load(folder).end_tokens
+    model = changed(folder, tmp_path, generation_config={"eos_token_id": value})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{tmp_path}: generation_config.json: eos_token_id is {value!r}" in line
+    assert "those of config.json and the tokenizer" in line
+    assert set(model.end_tokens) == {*others, *kept}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "not JSON"), (b"{\xff", "not JSON"), (b"[3]", "holds a list")]
+)
+def test_a_damaged_generation_config_is_told_and_kept(folder, tmp_path, content, said, capfd):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_bytes(content)
+    model = gptj_lab.load(tmp_path)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{tmp_path}: generation_config.json" in line and said in line
+    assert model.end_tokens == gptj_lab.load(folder).end_tokens
+    model.save(tmp_path / "again")
+    assert (tmp_path / "again" / "generation_config.json").read_bytes() == content
 
 
 def test_greedy_equals_transformers_with_a_list_of_ends(folder, tmp_path, greedy):
