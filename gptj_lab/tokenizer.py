@@ -14,7 +14,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from gptj_lab import tokenizer_files
+from gptj_lab import chunks, tokenizer_files
 
 _ASSETS = Path(__file__).parent / "assets" / "gpt2_bpe"
 END_OF_TEXT = "<|endoftext|>"
@@ -160,6 +160,8 @@ class Tokenizer:
         """
         for text in texts:
             _check_text(text)
+        if self._chunks is not None:
+            return list(map(self._checked, self._chunks.encode(texts)))
         found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in found]
         if self._going_on is not self._inner:
@@ -253,6 +255,10 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=2) + "\n", encoding="utf-8"
         )
+
+    @functools.cached_property
+    def _chunks(self) -> chunks.Chunks | None:
+        return chunks.Chunks(self._inner) if chunks.suits(self._inner) else None
 
     @functools.cached_property
     def _going_on(self) -> tokenizers.Tokenizer:
