@@ -18,7 +18,7 @@ from gptj_lab import __version__, cli_finetune
 # Settings of `generate`: their type, and what they do.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "max-new-tokens": (int, "tokens to make at most (64)"),
-    "temperature": (float, "0 always takes the likeliest token (1)"),
+    "temperature": (float, "0 always takes the likeliest token (the model's own, or 1)"),
     "top-k": (int, "keep the k likeliest tokens, 0 keeps all (0)"),
     "top-p": (float, "keep the likeliest tokens that together reach this probability (1)"),
     "min-p": (float, "keep tokens at least this times as likely as the likeliest (0)"),
@@ -202,6 +202,7 @@ def _generate(chosen: argparse.Namespace) -> int:
         from gptj_lab.finetuning.soft_prompts import load_trained
 
         model = load_trained(model, folder, f"adapter_{number}")
+    settings = _begin_with(model, settings)
     if chosen.json:
         (done,) = model.generate(prompt, **settings)
         fields = ("prompt", "text", "token_ids", "logprobs", "finish_reason")
@@ -217,6 +218,17 @@ def _generate(chosen: argparse.Namespace) -> int:
         print()
     print(f"[{time.perf_counter() - begun:.1f} s]", file=sys.stderr)
     return 0
+
+
+def _begin_with(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings given, and those of the model's generation_config.json, which are told."""
+    others = {name: value for name, value in model.sampling_defaults.items() if name not in given}
+    if others:
+        options = " ".join(
+            f"--{name.replace('_', '-')} {value:g}" for name, value in others.items()
+        )
+        print(f"[{options}, as generation_config.json of {model.name} says]", file=sys.stderr)
+    return others | given
 
 
 def _standard_input() -> str:

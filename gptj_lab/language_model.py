@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,17 @@ class LanguageModel:
             f"LanguageModel({self.name!r}, {self.config.num_parameters:,} parameters, "
             f"{self.config.num_layers} layers, d_model {self.config.d_model}, {self.weights})"
         )
+
+    @functools.cached_property
+    def sampling_defaults(self) -> Mapping[str, float]:
+        """The sampling settings of generation_config.json: temperature, top_p, ...; or none.
+
+        The command line, Playground and TuneBoard begin with them. `generate` and `stream` don't,
+        unless they are given: model.generate(prompt, **model.sampling_defaults).
+        """
+        from gptj_lab.generation import defaults
+
+        return defaults.declared(self.companions.files.get("generation_config.json"), self.name)
 
     @property
     def dtype(self) -> str:

@@ -62,11 +62,12 @@ class Measuring:
         if not settings.prompts:
             return []
         model = self._trainer.snapshot()
+        sampling = _SAMPLING | dict(model.sampling_defaults)
         for prompt in settings.prompts:
             if not go_on():
                 raise Interrupted
             (done,) = model.generate(
-                prompt, max_new_tokens=settings.sample_tokens, seed=settings.seed, **_SAMPLING
+                prompt, max_new_tokens=settings.sample_tokens, seed=settings.seed, **sampling
             )
             written.append({"prompt": prompt, "text": done.text})
         return written

@@ -27,6 +27,12 @@ const CONTROLS = [
   { name: "max_new_tokens", label: "length", min: 1, max: 2048, step: 1 },
   { name: "seed", label: "seed", min: 0, max: 2147483647, step: 1 },
 ];
+// Shown where the model or the caller has set them.
+const MORE_CONTROLS = [
+  { name: "repetition_penalty", label: "repetition penalty", min: 0.5, max: 2, step: 0.01 },
+  { name: "min_p", label: "min-p", min: 0, max: 1, step: 0.01 },
+  { name: "typical_p", label: "typical-p", min: 0.05, max: 1, step: 0.05 },
+];
 const FINISHED = {
   length: "the length is reached",
   stop: "a stop text came",
@@ -67,7 +73,8 @@ function render({ model, el }) {
 
   const controls = make("div", "gptj-controls");
   const inputs = {};
-  for (const each of CONTROLS) {
+  const shownControls = [...CONTROLS, ...MORE_CONTROLS.filter((each) => each.name in model.get("settings"))];
+  for (const each of shownControls) {
     const label = make("label", "gptj-control");
     const caption = make("span", "gptj-caption", each.label);
     const input = make("input");
@@ -259,7 +266,7 @@ function render({ model, el }) {
     status.textContent = "compiling, or reading the prompt…";
     told.textContent = "generating";
     const settings = { keep_end: keep.checked };
-    for (const each of CONTROLS) settings[each.name] = inputs[each.name].value;
+    for (const each of shownControls) settings[each.name] = inputs[each.name].value;
     model.send({ op: "start", req: `${me}-${request}`, of: list.of, prompt: prompt.value, settings });
   }
 

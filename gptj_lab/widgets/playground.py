@@ -27,6 +27,7 @@ _SHOWN: dict[str, Any] = {
     "max_new_tokens": 64,
     "seed": 0,
 }
+_SHOWN_IF_SET = ("min_p", "typical_p", "repetition_penalty")  # have a control where they are set
 _PIECE = 128  # tokens a message: a few tens of kilobytes
 # One string for the process: anywidget keeps a copy for every file that it is given.
 _SCRIPT = theme.script("playground")
@@ -47,7 +48,8 @@ class Playground(anywidget.AnyWidget):
         compare: a second model (the base of a fine-tune): each prompt is continued by it too, with
             the same settings and seed, beside the first's text.
         names: what both are called in the view; by default their own names.
-        settings: as of `LanguageModel.generate`, without samples.
+        settings: as of `LanguageModel.generate`, without samples; where they say nothing, the
+            model's `sampling_defaults` count.
 
     Raises:
         TypeError, ValueError: a setting is unknown or out of range.
@@ -73,7 +75,8 @@ class Playground(anywidget.AnyWidget):
     ):
         # Checked now, by what will use them, not at the first click.
         half = max(1, model.config.context // 2)
-        shown = _SHOWN | {"max_new_tokens": min(_SHOWN["max_new_tokens"], half)} | settings
+        shown = _SHOWN | {"max_new_tokens": min(_SHOWN["max_new_tokens"], half)}
+        shown |= dict(model.sampling_defaults) | settings
         Decoding(model, "x", **shown)
         if "samples" in settings:
             raise TypeError("samples: the Playground shows one text; use model.generate")
@@ -172,7 +175,7 @@ class Playground(anywidget.AnyWidget):
                     self._send_tokens(request, "prompt", row.prompt_tokens or [], old=True)
                     self._send_tokens(request, "output", row.tokens, old=True)
             case "start":
-                settings = _numbers(message["settings"])
+                settings = _numbers(message["settings"], self.settings)
                 self.cancel()
                 self._begin(message["prompt"], self.settings | settings, message.get("of", "a"))
                 self._request = request
@@ -293,11 +296,12 @@ class Playground(anywidget.AnyWidget):
         return _draw(self.model_name, spans)
 
 
-def _numbers(raw: Any) -> dict[str, Any]:
+def _numbers(raw: Any, shown: dict[str, Any]) -> dict[str, Any]:
     """The settings that the view's controls give, as numbers."""
     settings: dict[str, Any] = {"keep_end": bool(raw.get("keep_end"))}
-    for name, default in _SHOWN.items():
-        kind = type(default)
+    kinds = {name: type(default) for name, default in _SHOWN.items()}
+    kinds |= {name: float for name in _SHOWN_IF_SET if name in shown and name in raw}
+    for name, kind in kinds.items():
         try:
             settings[name] = kind(raw[name])
         except (TypeError, ValueError, OverflowError):
