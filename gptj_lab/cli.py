@@ -140,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--save-minutes", type=float, default=6.0, help="between two saved states (6)"
     )
+    train.add_argument(
+        "--products", default="bfloat16", choices=("float32", "bfloat16"),
+        help="operands of products; float32 is quicker without bfloat16 instructions (bfloat16)",
+    )  # fmt: skip
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train_pocket)
     export = commands.add_parser("export-pocket", help="write what train-pocket has saved so far")
@@ -297,7 +301,7 @@ def _train_pocket(chosen: argparse.Namespace) -> int:
         peak_lr=chosen.peak_lr, warmup_steps=chosen.warmup_steps,
         seed=chosen.seed, export_to=chosen.out / "pocket", num_heads=chosen.heads,
         vocab_size=chosen.vocabulary, code_dir=chosen.code, plan=chosen.plan,
-        save_every_minutes=chosen.save_minutes,
+        save_every_minutes=chosen.save_minutes, products=chosen.products,
     )  # fmt: skip
     if step < chosen.steps:
         print(f"gptj-lab export-pocket --out {chosen.out} --to FOLDER measures it as it is")

@@ -30,7 +30,6 @@ from gptj_lab.finetuning import code_corpus
 from gptj_lab.finetuning.loss import next_token_loss
 from gptj_lab.finetuning.mixture import CODE, Phase, Plan, Source, mixed_windows, read_plan
 from gptj_lab.language_model import LanguageModel
-from gptj_lab.model import narrow
 from gptj_lab.model.transformer import Transformer
 from gptj_lab.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
@@ -153,7 +152,7 @@ def _is_text(path: Path) -> bool:
 
 def _shingles(text: str) -> Iterator[tuple[str, ...]]:
     words = re.findall(r"[a-z]+", text.lower())
-    return (tuple(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1))
+    return zip(*(words[i:] for i in range(_SHINGLE)), strict=False)
 
 
 def _without(unseen: set[tuple[str, ...]], text: str) -> str:
@@ -279,12 +278,13 @@ def _optimiser() -> optax.GradientTransformation:
     )
 
 
-def _make_steps(graph: Any, optimiser: optax.GradientTransformation) -> tuple[Any, Any]:
+def _make_steps(
+    graph: Any, optimiser: optax.GradientTransformation, products: str
+) -> tuple[Any, Any]:
     """Two compiled functions: gradients added to those of other rows, and the step by them."""
 
     def loss_of(params: Any, rows: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision(narrow.PRECISION):
-            return next_token_loss(nnx.merge(graph, params), rows)
+        return next_token_loss(nnx.merge(graph, params), rows, products=products)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def add_gradients(params: Any, total: Any, rows: jax.Array, share: jax.Array) -> Any:
@@ -424,6 +424,7 @@ def train_pocket(
     peak_lr: float = 0.02,
     warmup_steps: int = 100,
     average: float = 0.999,
+    products: str = "bfloat16",
     seed: int = 0,
     start_from: Path | str | None = None,
     export_to: Path | str | None = None,
@@ -445,6 +446,8 @@ def train_pocket(
             What it says of steps that lie ahead may change between two calls.
         average: of the weights' running mean, what the mean keeps in a step (less at the
             beginning: a tenth of the steps seen counts). The mean is saved beside the weights.
+        products: "bfloat16" or "float32" operands of matrix products; float32 is quicker on a
+            processor without instructions for bfloat16, and may change between two calls.
         start_from: a Hugging Face directory of the same shape (the context may differ) whose
             weights and tokenizer are the beginning; without it, both are made anew.
         export_to: a Hugging Face directory to be rewritten at every save, with the mean.
@@ -489,7 +492,7 @@ def train_pocket(
     }
 
     graph, state = _new(settings, tokenizer)
-    add_gradients, update = _make_steps(graph, _optimiser())
+    add_gradients, update = _make_steps(graph, _optimiser(), products)
     states = _States(out)
     params, moments, mean_params, counts = _resume(states, out, steps, falling, state)
     gradients = jax.tree.map(jnp.zeros_like, params)
