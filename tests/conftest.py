@@ -231,6 +231,22 @@ def quick_processes(pytestconfig, tmp_path_factory):
 
 
 @pytest.fixture
+def lowest_after(monkeypatch):
+    """Sets after how many steps the held-out loss is lowest: no rounding decides it then."""
+    from gptj_lab.finetuning.measuring import Measuring
+
+    def turn(lowest: int) -> None:
+        def loss(measuring, go_on=None):
+            if not len(measuring.windows):
+                return None  # nothing is held out
+            return abs(int(measuring._trainer.arrays()["step"]) - lowest) + 1.0
+
+        monkeypatch.setattr(Measuring, "loss", loss)
+
+    return turn
+
+
+@pytest.fixture
 def short_library(tmp_path_factory, monkeypatch):
     """A few modules of the standard library, each cut short, for pocket's recipe: whole takes
     minutes."""

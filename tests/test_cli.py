@@ -179,17 +179,9 @@ def test_finetune_trains_as_python_does_and_goes_on(quick_compiles, folder, text
 
 
 def test_finetune_saves_the_best_model_where_asked(
-    quick_compiles, folder, text, tmp_path, capsys, monkeypatch
+    quick_compiles, folder, text, tmp_path, capsys, lowest_after
 ):
-    from gptj_lab.finetuning.measuring import Measuring
-
-    # What a step brings is for the processor's rounding to decide: the measure turns by itself.
-    def turning(measuring, go_on=None):
-        if not len(measuring.windows):
-            return None  # nothing is held out
-        return abs(int(measuring._trainer.arrays()["step"]) - 2) + 1.0
-
-    monkeypatch.setattr(Measuring, "loss", turning)
+    lowest_after(2)
     draw = random.Random(0)
     rows = [
         {"text": " ".join(draw.choices("the cat dog sat on a mat".split(), k=20))}

@@ -282,11 +282,12 @@ def test_base_and_tuned_side_by_side_and_weighed_live(finished, tmp_path):
     assert "playground or explorer" in finished.one("open", what="shell")[0]["text"]
 
 
-@pytest.fixture(scope="module")
-def turned(tiny_model, texts):
+@pytest.fixture
+def turned(tiny_model, texts, lowest_after):
     """A board whose run has ended after its held-out loss had turned."""
-    settings = SMALL | {"optimiser": gptj_lab.Optimiser(learning_rate=100.0)}
+    settings = SMALL | {"optimiser": gptj_lab.Optimiser(learning_rate=0.1)}
     board = TuneBoard(tiny_model, texts, steps=6, evaluate_every=1, **settings)
+    lowest_after(3)
     board.start()
     board.wait()
     return FrontEnd(board)
