@@ -21,27 +21,27 @@ lab: .venv/lab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(ARGS)
 
 # Two processes, a file of tests at a time in each: most of the time goes into compiling, on one core.
-test: .venv/test
+test: .venv/torch-$(TORCH)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 try: .venv/base
 	$(BIN)/gptj-lab generate "$(TRY)" $(ARGS)
 
-check: .venv/test
+check: .venv/torch-$(TORCH)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-slow: .venv/test
+slow: .venv/torch-$(TORCH)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # The lens against TransformerLens on the same weights.
-reference: .venv/test
+reference: .venv/torch-$(TORCH)
 	$(BIN)/pip install -q -e '.[reference]'
 	$(BIN)/python -m pytest -m slow tests/lens/test_transformer_lens.py $(ARGS)
 
 # Without bars, which a saved notebook would show as they were at first.
-notebooks: .venv/test
+notebooks: .venv/torch-$(TORCH)
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.store_widget_state=False $(wildcard notebooks/*.ipynb)
 	$(BIN)/jupyter nbconvert --coalesce-streams --inplace $(wildcard notebooks/*.ipynb)
@@ -89,13 +89,19 @@ plan-table: .venv-tpu/ready
 	$(BIN)/pip install -q -e '.[lab]'
 	touch $@ .venv/base
 
-# torch first, by its exact version. On Linux PyPI's builds bring gigabytes of CUDA, TORCH_INDEX
-# names one that doesn't; TORCH=none leaves torch and what needs it out.
 .venv/test: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@ .venv/lab .venv/base
+
+# torch first, by its exact version. On Linux PyPI's builds bring gigabytes of CUDA, TORCH_INDEX
+# names one that doesn't; TORCH=none takes torch and what needs it out.
+.venv/torch-$(TORCH): pyproject.toml | .venv/bin/python
 ifneq ($(TORCH),none)
 	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(BIN)/pip install -q -e '.[test,compared]'
 else
+	$(BIN)/pip uninstall -q -y torch peft
 	$(BIN)/pip install -q -e '.[test]'
 endif
-	touch $@ .venv/lab .venv/base
+	rm -f .venv/torch-*
+	touch $@ .venv/test .venv/lab .venv/base
