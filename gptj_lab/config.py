@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj_lab import hugging_face_config
+from gptj_lab import hugging_face_config, json_files
 
 # By transformers' names, of which several mean one function up to rounding (model/activations.py).
 ACTIVATIONS = (
@@ -282,7 +282,7 @@ class ModelConfig:
         Raises:
             ValueError: the file is not JSON, or as `from_hugging_face`.
         """
-        return cls.from_hugging_face(hugging_face_config.read_file(Path(path)), str(path))
+        return cls.from_hugging_face(json_files.read_file(Path(path)), str(path))
 
 
 def _is_token(value: Any) -> bool:

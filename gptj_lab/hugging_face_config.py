@@ -5,154 +5,16 @@ reads it, it changes what the network computes, and we don't honour it at its va
 doesn't read passes, as it does there (`passed_over` names it); see transformers_fields.py.
 """
 
-import codecs
 import copy
-import json
 import math
 import re
 from collections.abc import Mapping, Set
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptj_lab import transformers_fields
+from gptj_lab.hugging_face_families import FAMILIES
 
-
-class _Family(NamedTuple):
-    title: str  # as the papers call it
-    architecture: str  # transformers' class
-    honoured: dict[str, str]  # field of config.json: our field
-    published: dict[str, Any]  # our fields where config.json is silent
-    special: frozenset[str]  # fields of config.json that are read by a function of their own
-    expressed: frozenset[str]  # our fields that those say
-    dropout: tuple[str, ...]  # written as 0
-
-
-_GPT2_NAMES = {
-    "vocab_size": "vocab_size",
-    "n_positions": "context",
-    "n_embd": "d_model",
-    "n_layer": "num_layers",
-    "n_head": "num_heads",
-    "n_inner": "d_ff",
-    "activation_function": "activation",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "initializer_range": "initializer_range",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-    "tie_word_embeddings": "tied_embeddings",
-}
-_GPT_J = dict(
-    positions="rotary_interleaved", rotary_base=10000.0, parallel=True, shared_layer_norm=True,
-    qkv_bias=False, attn_out_bias=False, head_bias=True, tied_embeddings=False,
-    scaled_attention=True, local_windows=(None,), activation="gelu_new", layer_norm_eps=1e-5,
-    initializer_range=0.02, bos_token_id=None, eos_token_id=None, rotary_scaling=1.0,
-    layer_scaled_attention=False,
-)  # fmt: skip
-_GPT_2 = _GPT_J | dict(
-    positions="learned", d_rotary=0, rotary_base=0.0, parallel=False, shared_layer_norm=False,
-    qkv_bias=True, attn_out_bias=True, head_bias=False, tied_embeddings=True,
-)  # fmt: skip
-_GPT2_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
-_NOTHING: frozenset[str] = frozenset()
-
-_FAMILIES = {
-    "gptj": _Family(
-        title="GPT-J",
-        architecture="GPTJForCausalLM",
-        honoured=_GPT2_NAMES | {"rotary_dim": "d_rotary"},
-        published=_GPT_J,
-        special=_NOTHING,
-        expressed=_NOTHING,
-        dropout=_GPT2_DROPOUT,
-    ),
-    "codegen": _Family(
-        title="CodeGen",
-        architecture="CodeGenForCausalLM",
-        honoured=_GPT2_NAMES | {"rotary_dim": "d_rotary"},
-        published=_GPT_J,
-        special=_NOTHING,
-        expressed=_NOTHING,
-        dropout=_GPT2_DROPOUT,
-    ),
-    "gpt_neox": _Family(
-        title="GPT-NeoX",
-        architecture="GPTNeoXForCausalLM",
-        honoured={
-            "vocab_size": "vocab_size",
-            "max_position_embeddings": "context",
-            "hidden_size": "d_model",
-            "num_hidden_layers": "num_layers",
-            "num_attention_heads": "num_heads",
-            "intermediate_size": "d_ff",
-            "hidden_act": "activation",
-            "layer_norm_eps": "layer_norm_eps",
-            "initializer_range": "initializer_range",
-            "bos_token_id": "bos_token_id",
-            "eos_token_id": "eos_token_id",
-            "tie_word_embeddings": "tied_embeddings",
-            "use_parallel_residual": "parallel",
-        },
-        published=_GPT_J
-        | dict(
-            positions="rotary_half",
-            shared_layer_norm=False,
-            qkv_bias=True,
-            attn_out_bias=True,
-            head_bias=False,
-            activation="gelu",
-        ),  # fmt: skip
-        special=frozenset(
-            {
-                "rotary_pct",
-                "rotary_emb_base",
-                "rope_parameters",
-                "rope_scaling",
-                "attention_bias",
-                "head_dim",
-            }
-        ),
-        expressed=frozenset(
-            {"d_rotary", "rotary_base", "rotary_scaling", "qkv_bias", "attn_out_bias"}
-        ),
-        dropout=("attention_dropout", "hidden_dropout"),
-    ),
-    "gpt_neo": _Family(
-        title="GPT-Neo",
-        architecture="GPTNeoForCausalLM",
-        honoured={
-            "vocab_size": "vocab_size",
-            "max_position_embeddings": "context",
-            "hidden_size": "d_model",
-            "num_layers": "num_layers",
-            "num_heads": "num_heads",
-            "intermediate_size": "d_ff",
-            "activation_function": "activation",
-            "layer_norm_epsilon": "layer_norm_eps",
-            "initializer_range": "initializer_range",
-            "bos_token_id": "bos_token_id",
-            "eos_token_id": "eos_token_id",
-            "tie_word_embeddings": "tied_embeddings",
-        },
-        published=_GPT_2 | dict(qkv_bias=False, scaled_attention=False),
-        special=frozenset({"attention_types", "attention_layers", "window_size"}),
-        expressed=frozenset({"local_windows"}),
-        dropout=("attention_dropout", "embed_dropout", "resid_dropout"),
-    ),
-    "gpt2": _Family(
-        title="GPT-2",
-        architecture="GPT2LMHeadModel",
-        honoured=_GPT2_NAMES
-        | {
-            "scale_attn_weights": "scaled_attention",
-            "scale_attn_by_inverse_layer_idx": "layer_scaled_attention",
-        },
-        published=_GPT_2,
-        special=_NOTHING,
-        expressed=_NOTHING,
-        dropout=_GPT2_DROPOUT,
-    ),
-}
-TITLES = {model_type: family.title for model_type, family in _FAMILIES.items()}
+TITLES = {model_type: family.title for model_type, family in FAMILIES.items()}
 
 # How config.json says that the matrices are int8, each with its `_scale` beside it.
 _INT8 = {
@@ -203,59 +65,14 @@ def published(family: str) -> dict[str, Any]:
     Raises:
         ValueError: a family that we don't know.
     """
-    if family not in _FAMILIES:
-        raise ValueError(f"family is {family!r}: one of {', '.join(_FAMILIES)} is needed")
-    return {"family": family, **_FAMILIES[family].published}
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}: one of {', '.join(FAMILIES)} is needed")
+    return {"family": family, **FAMILIES[family].published}
 
 
 def honoured(family: str) -> frozenset[str]:
     """The fields of the family's config.json that decide fields of ModelConfig."""
-    return _FAMILIES[family].honoured.keys() | _FAMILIES[family].special
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The fields in a config.json; of a name that is there twice the last, as json has it.
-
-    Raises:
-        ValueError: the file is not JSON, or not an object.
-    """
-    return parsed(path.read_bytes(), str(path))
-
-
-def parsed(content: bytes, where: str) -> dict[str, Any]:
-    """The fields in the bytes of a JSON file, such as config.json.
-
-    Raises:
-        ValueError: it is not JSON in UTF-8, or not an object; the message says where and the fix.
-    """
-    try:
-        fields = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        is_utf16 = content.startswith(marks) or b"\0" in content[:2]
-        raise ValueError(
-            f"{where} is not a JSON file in UTF-8 ("
-            + ("it is in UTF-16" if is_utf16 else f"byte {error.start} is none of it")
-            + "): save it as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        if not content.strip():
-            raise ValueError(f"{where} is not a JSON file, it is empty: copy it again") from None
-        if b"\0" in content[:4]:
-            raise ValueError(
-                f"{where} is not a JSON file in UTF-8 (it holds NULs, as UTF-16 does): save it as "
-                "UTF-8"
-            ) from None
-        raise ValueError(
-            f"{where} is not a JSON file: {error.msg} at line {error.lineno}, column "
-            f"{error.colno}; correct it there (JSON has no comments and no comma after the last "
-            "field), or copy it again"
-        ) from None
-    except (ValueError, RecursionError) as error:  # a number without end, or nested too deeply
-        raise ValueError(f"{where} is not a JSON file ({error}): copy it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{where} holds a {type(fields).__name__}: a JSON object is needed")
-    return fields
+    return FAMILIES[family].honoured.keys() | FAMILIES[family].special
 
 
 def int8_in_file(family: str) -> dict[str, Any]:
@@ -277,7 +94,7 @@ def to_ours(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
             would not honour; the message names it.
     """
     kind = _kind(fields, where)
-    family, known = _FAMILIES[kind], transformers_fields.of(kind)
+    family, known = FAMILIES[kind], transformers_fields.of(kind)
     _check_sizes(kind, fields, where)
     fields = transformers_fields.settled(kind, fields)
     for name in sorted(known.changes & fields.keys() - family.honoured.keys() - family.special):
@@ -310,9 +127,9 @@ def passed_over(fields: Mapping[str, Any]) -> list[str]:
     (GPT-J's `rotary`, GPT-2's `n_ctx`) aren't among them.
     """
     kind = _kind(fields, "config.json")
-    told = transformers_fields.passed_over(kind, fields, _FAMILIES[kind].special)
+    told = transformers_fields.passed_over(kind, fields, FAMILIES[kind].special)
     so = {"n_ctx": fields.get("n_positions")}
-    if _FAMILIES[kind].published["positions"] != "learned":
+    if FAMILIES[kind].published["positions"] != "learned":
         so["rotary"] = True
     told = [name for name in told if name not in so or fields[name] != so[name]]
     if kind == "gpt_neox":  # its class reads the older names
@@ -329,51 +146,39 @@ def _kind(fields: Mapping[str, Any], where: str) -> str:
         named = fields.get("architectures")
         kinds = [
             model_type
-            for model_type, family in _FAMILIES.items()
+            for model_type, family in FAMILIES.items()
             if isinstance(named, list) and family.architecture in named
         ]
         kind = kinds[0] if kinds else None
-    known = ", ".join(map(repr, _FAMILIES))
+    known = ", ".join(map(repr, FAMILIES))
     if kind is None:
         raise ValueError(
             f"{where} lacks model_type, and its architectures name none that we know: add "
             f'"model_type", which is one of {known}'
         )
-    if not isinstance(kind, str) or kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"model_type in {where} is {kind!r}: this version reads {known} only")
     return kind
 
 
 def _check_sizes(kind: str, fields: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for a size that is null, which would mean that of the class's default."""
-    known, honoured = transformers_fields.of(kind), _FAMILIES[kind].honoured
+    """Raises ValueError for a size that is null, as transformers 5 does; 4 took a default."""
+    known, honoured = transformers_fields.of(kind), FAMILIES[kind].honoured
+    learned = FAMILIES[kind].published["positions"] == "learned"  # a row for each position
+    sizes = (*_SIZES, "context") if learned else _SIZES
     for name, value in fields.items():
         theirs = known.aliases.get(name, name)
-        size = honoured.get(theirs) in _SIZES and theirs not in known.nullable
+        size = honoured.get(theirs) in sizes and theirs not in known.nullable
         if value is None and size:
             raise ValueError(f"{name} in {where} is null: a whole number is needed")
 
 
 def in_file_words(sentence: str, family: str, where: str) -> str:
     """A sentence about fields of ModelConfig, with the names that a config.json has for them."""
-    names = {ours: theirs for theirs, ours in _FAMILIES[family].honoured.items()}
+    names = {ours: theirs for theirs, ours in FAMILIES[family].honoured.items()}
     names |= _EXPRESSED if family == "gpt_neox" else {"local_windows": "attention_types"}
     theirs = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), sentence)
     return f"{where}: {theirs}"
-
-
-def without_nulls(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """The fields of a config.json but for nulls that stand for the default of transformers' class.
-
-    They load here; transformers itself refuses them.
-    """
-    known = transformers_fields.of(family)
-
-    def idle(name: str) -> bool:
-        theirs = known.aliases.get(name, name)
-        return theirs not in known.nullable and known.defaults.get(theirs) is not None
-
-    return {name: value for name, value in fields.items() if value is not None or not idle(name)}
 
 
 def _check_default(name: str, value: Any, default: Any, where: str, title: str) -> None:
@@ -406,7 +211,7 @@ def to_file(ours: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[st
         ValueError: a field whose value a config.json of the family can't say.
     """
     kind = ours["family"]
-    family = _FAMILIES[kind]
+    family = FAMILIES[kind]
     said = set(family.honoured.values()) | family.expressed
     for name, value in family.published.items():
         if name not in said and ours[name] != value:
@@ -456,9 +261,9 @@ def updated(
         before, now: both of the family `kind`, and such that `to_ours` reads them.
         changed: our fields that `now` says otherwise.
     """
-    family = _FAMILIES[kind]
+    family = FAMILIES[kind]
     # Older ones have architectures only.
-    fields = without_nulls(before, kind) | {"model_type": kind}
+    fields = transformers_fields.without_nulls(kind, before) | {"model_type": kind}
     if changed & family.expressed:  # they have several spellings, of which one is written
         fields = {name: value for name, value in fields.items() if name not in family.special}
         fields |= {name: now[name] for name in family.special if name in now}

@@ -5,12 +5,13 @@ tokenizer_config.json says all; where it isn't there, special_tokens_map.json, a
 the added tokens of tokenizer.json do.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken as Added
+
+from gptj_lab import json_files
 
 Special = dict[str, "Added | str | None"]  # the token of each role; None where one is ruled out
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -102,7 +103,7 @@ def _legacy(
     added: dict[int, Added] = {}
     place = folder / "special_tokens_map.json"
     if place.is_file():
-        for name, value in _object(place, _json(place)).items():
+        for name, value in json_files.read_file(place).items():
             if isinstance(value, Mapping) and name != _EXTRA:
                 value = _special(place, name, value)
             elif isinstance(value, list):
@@ -116,7 +117,7 @@ def _legacy(
     if place.is_file():
         listed = said.get(_EXTRA) or []
         special = {str(said[role]) for role in ROLES if said.get(role)} | set(map(str, listed))
-        for text, number in _object(place, _json(place)).items():
+        for text, number in json_files.read_file(place).items():
             is_special = text in special
             added[_id(place, number)] = Added(text, normalized=not is_special, special=is_special)
     for token in (serialized or {}).get("added_tokens") or []:
@@ -158,10 +159,3 @@ def _object(place: Path, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{place} holds a {type(value).__name__} where an object is needed")
     return value
-
-
-def _json(place: Path) -> Any:
-    try:
-        return json.loads(place.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON ({error}): copy it again") from None

@@ -40,7 +40,9 @@ class Tokenizer:
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None):
-        """Wraps a byte-level tokenizer; its padding and truncation are switched off.
+        """Wraps a byte-level tokenizer, or a BPE without a pre-tokenizer.
+
+        Its padding and truncation are switched off.
 
         Args:
             roles: the text of each special token by its role: "bos_token", "eos_token", ...
@@ -48,8 +50,7 @@ class Tokenizer:
         Raises:
             ValueError: it isn't a byte-level BPE.
         """
-        if inner.pre_tokenizer is not None:  # lesson 12 has a vocabulary of single characters
-            tokenizer_files.check_byte_level(inner)
+        tokenizer_files.check_byte_level(inner, bare=True)
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner

@@ -9,7 +9,6 @@ models/auto/tokenization_auto.py; tests/test_tokenizer_files.py holds the two to
 """
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from gptj_lab import json_files, notices
 from gptj_lab.special_tokens import ROLES, Added, Special, special_tokens
 
 _END = "<|endoftext|>"
@@ -41,12 +41,20 @@ _MEND = (
     '"tokenizer.json"), and set tokenizer_class to "PreTrainedTokenizerFast" in '
     "tokenizer_config.json"
 )
+_APART = "the two belong together, so take both from one model"
+_NEWER = (
+    f"tokenizers {tokenizers.__version__} reads none from it; where a newer version wrote it, "
+    "upgrade that package, else take the model's own file"
+)
 _ADDS = ("add_bos_token", "add_eos_token")
 _CLEANS = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
-def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+def read(folder: Path, *, quiet: bool = False) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """The tokenizer of a folder, and the text of each special token by its role ("eos_token").
+
+    Args:
+        quiet: don't tell what of the files isn't used, because it was told before.
 
     Raises:
         FileNotFoundError: there is neither tokenizer.json, nor vocab.json with merges.txt.
@@ -64,12 +72,14 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     # transformers adds them in this order, whatever that of the file is
     roles = {role: roles[role] for role in ROLES if role in roles} | roles
     if serialized is None:
+        fields(folder / "vocab.json")
         _check_merges(folder / "merges.txt")
         path = f"{path} with merges.txt"
     try:
         inner = _inner(kind, folder, settings, serialized)
     except Exception as error:  # the library raises plain Exception for every fault
-        raise ValueError(f"{path} is not a tokenizer ({error}): copy it again") from error
+        fix = _APART if serialized is None else _NEWER
+        raise ValueError(f"{path} is not a tokenizer ({error}): {fix}") from error
     try:
         check_byte_level(inner)
         _add(inner, roles, extra, added)
@@ -78,7 +88,7 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     inner.encode_special_tokens = settings.get("split_special_tokens", False)
-    if serialized is not None:
+    if serialized is not None and not quiet:
         _tell_what_is_not_read(folder, kind, inner, settings, serialized)
     return inner, {role: str(token) for role, token in roles.items() if token is not None}
 
@@ -91,18 +101,15 @@ def fields(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        kind = "a tokenizer" if path.name == "tokenizer.json" else "JSON"
-        raise ValueError(f"{path} is not {kind} ({error}): copy it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}: a JSON object is needed")
-    return found
+    return json_files.read_file(path)
 
 
-def check_byte_level(inner: tokenizers.Tokenizer) -> None:
+def check_byte_level(inner: tokenizers.Tokenizer, *, bare: bool = False) -> None:
     """Refuses what isn't a byte-level BPE, by name.
+
+    Args:
+        bare: one without a pre-tokenizer passes: a BPE made in memory, of the characters that a
+            text has (lesson 12). Of a file it doesn't, as that lost its pre-tokenizer.
 
     Raises:
         ValueError: another model, or a pre-tokenizer that doesn't turn text into bytes.
@@ -113,6 +120,8 @@ def check_byte_level(inner: tokenizers.Tokenizer) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if value := getattr(model, name):
             raise ValueError(f"{name} of its model is {value!r}: set it to null, {_NEEDED}")
+    if bare and inner.pre_tokenizer is None:
+        return
     if "ByteLevel" not in [*_steps(inner.pre_tokenizer), *_steps(inner.normalizer)]:
         found = " then ".join(_steps(inner.pre_tokenizer)) or "none"
         raise ValueError(f"its pre-tokenizer is {found}, without ByteLevel: {_NEEDED}")
@@ -151,12 +160,12 @@ def _check_merges(path: Path) -> None:
     try:
         content = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} isn't UTF-8 ({error}): copy it again") from None
+        raise ValueError(f"{path} isn't UTF-8 ({error}): save it as UTF-8") from None
     lines = content.removesuffix("\n").split("\n") if content else []
     for number, line in enumerate(lines, 1):
         parts = line.removesuffix("\r").split(" ")
         if not line.startswith("#version") and (len(parts) != 2 or not all(parts)):
-            advice = "copy it again" if line.strip() else "delete it"
+            advice = "take the model's own file" if line.strip() else "delete it"
             raise ValueError(
                 f"{path}: line {number} is {line[:80]!r}, not two tokens with a space between: "
                 f"{advice}"
@@ -308,7 +317,7 @@ def _tell_what_is_not_read(
     settings: Mapping[str, Any],
     serialized: Mapping[str, Any],
 ) -> None:
-    """Warns where transformers 5 reads a folder otherwise than its files say, or than 4 did."""
+    """Tells where transformers 5 reads a folder otherwise than its files say, or than 4 did."""
     parts, known = _parts(serialized), inner.get_vocab()
     left_out = []
     if kind in _BUILT:
@@ -329,12 +338,11 @@ def _tell_what_is_not_read(
         if token["content"] not in known
     ]
     if left_out:
-        warnings.warn(
+        notices.tell(
             f"{folder}: {', '.join(left_out[:5])} is not used, because transformers 5 doesn't "
             f"use it either for this folder ({kind}); transformers 4 did. If the model was trained "
             'with it, set tokenizer_class to "PreTrainedTokenizerFast" in tokenizer_config.json, '
-            "and what is to stand around a text in tokenizer.json's post_processor",
-            stacklevel=4,
+            "and what is to stand around a text in tokenizer.json's post_processor"
         )
 
 

@@ -64,6 +64,20 @@ def settled(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def without_nulls(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json but for nulls that stand for the default of transformers' class.
+
+    They load here; transformers itself refuses them.
+    """
+    known = of(family)
+
+    def idle(name: str) -> bool:
+        theirs = known.aliases.get(name, name)
+        return theirs not in known.nullable and known.defaults.get(theirs) is not None
+
+    return {name: value for name, value in fields.items() if value is not None or not idle(name)}
+
+
 def passed_over(family: str, fields: Mapping[str, Any], more: frozenset[str]) -> list[str]:
     """The fields that say something, and that nothing in transformers reads for this family.
 

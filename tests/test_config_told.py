@@ -7,12 +7,20 @@ import re
 import pytest
 from small_models import FAMILIES, small_model
 
-from gptj_lab import hugging_face_config, transformers_fields
+from gptj_lab import json_files, transformers_fields
 from gptj_lab.checkpoints.companions import CONFIG, Companions
 from gptj_lab.checkpoints.huggingface import _config
 from gptj_lab.config import ModelConfig
 
-SIZES = ["vocab_size", "n_embd", "n_layer", "n_head", "rotary_dim", "hidden_size"]
+_GPT_J = ("vocab_size", "n_embd", "n_layer", "n_head")
+_OTHERS = ("vocab_size", "hidden_size")
+SIZES = {
+    "gptj": (*_GPT_J, "rotary_dim", "hidden_size"),  # the last by its other name
+    "codegen": (*_GPT_J, "rotary_dim"),
+    "gpt2": (*_GPT_J, "n_positions"),
+    "gpt_neo": (*_OTHERS, "num_layers", "num_heads", "max_position_embeddings"),
+    "gpt_neox": (*_OTHERS, "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+}
 
 
 def nulls(family):
@@ -57,9 +65,12 @@ def test_a_null_that_means_something_is_kept():
     assert after["n_inner"] is None and after["bos_token_id"] is None
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_a_size_that_is_null_is_named(name):
-    fields = small_model("gptj").config.to_hugging_face() | {name: None}
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in SIZES.items() for name in names]
+)
+def test_a_size_that_is_null_is_named(family, name):
+    """transformers 5 refuses each too."""
+    fields = small_model(family).config.to_hugging_face() | {name: None}
     with pytest.raises(ValueError, match=f"^{name} in my.json is null: a whole number is needed"):
         ModelConfig.from_hugging_face(fields, "my.json")
 
@@ -104,7 +115,7 @@ def test_what_is_no_json_is_told_with_the_place_and_the_fix(content, says, tmp_p
 def test_a_byte_order_mark_is_read_and_not_written():
     fields = small_model("gptj").config.to_hugging_face() | {"dtype": "float32"}
     content = codecs.BOM_UTF8 + json.dumps(fields).encode()
-    assert hugging_face_config.parsed(content, "here") == fields
+    assert json_files.parsed(content, "here") == fields
     config = ModelConfig.from_hugging_face(fields)
     saved = _config(config, "float32", False, Companions({CONFIG: content}))
     assert json.loads(saved.decode("utf-8")) == fields

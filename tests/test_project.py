@@ -18,7 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # DESIGN.md's direction, leftmost first: a part imports only from rows above its own.
 DIRECTION = (
-    ("names", "versions", "transformers_fields", "notices", "special_tokens"),
+    ("names", "versions", "transformers_fields", "notices", "json_files"),
+    ("hugging_face_families", "special_tokens"),
     ("chunks", "hugging_face_config", "tokenizer_files"),
     ("config", "tokenizer"),
     ("end_tokens",),

@@ -227,7 +227,7 @@ def test_vocabulary_and_merges_files(gpt2, merges, tmp_path):
     with pytest.raises(ValueError, match="60000"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(ValueError, match="vocab.json with merges.txt is not a tokenizer"):
+    with pytest.raises(ValueError, match="vocab.json is not a JSON file: .* at line 1"):
         Tokenizer.from_directory(tmp_path)
 
 
@@ -275,7 +275,10 @@ def test_bad_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer.json is not a JSON file: .* at line 1, colu"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE2"}}')
+    with pytest.raises(ValueError, match="json is not a tokenizer .*newer version.*upgrade"):
         Tokenizer.from_directory(tmp_path)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"漢": 0}, unk_token="漢"))
     words.save(str(tmp_path / "tokenizer.json"))

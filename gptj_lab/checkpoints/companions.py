@@ -9,12 +9,11 @@ import filecmp
 import fnmatch
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj_lab import hugging_face_config
+from gptj_lab import json_files, tokenizer_files
 from gptj_lab.checkpoints.stored import is_lfs_pointer, pointer_sentence
 from gptj_lab.checkpoints.weights import inside
 from gptj_lab.tokenizer import Tokenizer
@@ -35,7 +34,9 @@ _SETTINGS = (
 _PROSE = (
     "README*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*",
 )  # fmt: skip
-_ADAPTER = ("adapter_model*.safetensors", "adapter_model*.bin", "adapter_config.json")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first is taken
+_ADAPTER = ("adapter_model*.safetensors", "adapter_model*.bin", ADAPTER_CONFIG)
 PATTERNS = (*_SETTINGS, *_TOKENIZER, *_PROSE)  # of fnmatch, as the hub's downloads take them
 _MOST_BYTES = 64 << 20  # of one file: the largest tokenizer.json known has a third of it
 
@@ -77,7 +78,7 @@ class Companions:
         content = self.files.get(name)
         if content is None:
             return {}
-        return hugging_face_config.parsed(content, name)
+        return json_files.parsed(content, name)
 
     def tokenizer(self) -> "Companions":
         """Those that make the tokenizer, chat templates among them."""
@@ -135,9 +136,7 @@ def _makes(companions: Companions, tokenizer: Tokenizer) -> bool:
     with tempfile.TemporaryDirectory(prefix="gptj_lab-tokenizer-") as aside:
         companions.write(aside)
         try:
-            with warnings.catch_warnings():  # they were given when it was loaded
-                warnings.simplefilter("ignore")
-                made = Tokenizer.from_directory(aside)
+            made = Tokenizer(*tokenizer_files.read(Path(aside), quiet=True))
         except (FileNotFoundError, ValueError):
             return False
     return made.fingerprint() == tokenizer.fingerprint()

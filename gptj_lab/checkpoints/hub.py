@@ -1,18 +1,27 @@
 """Fetching a model from the Hugging Face hub: the weights in one form only, the best there is."""
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from gptj_lab import hugging_face_config, notices
-from gptj_lab.checkpoints.companions import CONFIG, PATTERNS
+from gptj_lab import json_files, notices
+from gptj_lab.checkpoints.companions import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PATTERNS
 from gptj_lab.checkpoints.weights import SAFETENSORS, Form, choose
 from gptj_lab.config import ModelConfig
 
 # Repositories without safetensors on their main branch, and the pull request whose safetensors are
 # taken instead. Anyone can open one, so only what is known comes in here.
 SAFETENSORS_IN = {"eleutherai/gpt-j-6b": "refs/pr/40"}
+_ROOM = "free some space, or set HF_HOME to a folder on another disk"
+_PERMISSION = "set HF_HOME to a folder that you may write to"
+_DISK = {
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION, errno.EROFS: _PERMISSION, errno.ENOTDIR: _PERMISSION,
+    errno.EEXIST: _PERMISSION,
+}  # fmt: skip
 _PULL_REQUESTS = 3  # how many of others are looked at, the newest first
 _PULL_REQUEST = re.compile(r"refs/pr/(\d+)")
 
@@ -44,6 +53,7 @@ def fetch(name: str, revision: str | None = None, variant: str | None = None) ->
         FileNotFoundError: the hub doesn't have it or can't be reached, or it holds no weights, or
             not that variant.
         ValueError: it has several variants and no plain weights.
+        OSError: the cache can't be written, or its disk is full.
     """
     from huggingface_hub import HfApi
 
@@ -65,26 +75,72 @@ def fetch(name: str, revision: str | None = None, variant: str | None = None) ->
     raise FileNotFoundError(_could_not(name, "it holds no weights as safetensors, .bin or msgpack"))
 
 
+def fetch_adapter(name: str) -> Path:
+    """The folder of a PEFT adapter on the hub, fetched into the cache if it isn't there.
+
+    Without a network, what the cache has is taken. Of adapters in folders of their own, where none
+    lies in the repository itself, all are fetched.
+
+    Raises:
+        FileNotFoundError: the hub doesn't have it or can't be reached.
+        OSError: the cache can't be written, or its disk is full.
+    """
+    try:
+        folder = _snapshot(name, None, [ADAPTER_CONFIG])
+        inside = "" if (folder / ADAPTER_CONFIG).is_file() else "*/"
+        config, *weights = (f"{inside}{file}" for file in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS))
+        for file in weights:  # the first that is there
+            folder = _snapshot(name, None, [config, file])
+            if any(folder.glob(file)):
+                break
+        return folder
+    except Exception as error:
+        raise _told(error, name, None) from error
+
+
 def _instead(error: Exception, name: str, revision: str | None, variant: str | None) -> Folders:
     """What the cache has of a model for which the hub failed with this error.
 
     Raises:
         FileNotFoundError: nothing, or the error says that there is no such model.
+        OSError: the cache can't be written, or its disk is full.
     """
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+
+    certain = isinstance(error, HFValidationError | RevisionNotFoundError)
+    if not certain and (cached := _cached(name, revision, variant)):
+        return cached
+    raise _told(error, name, revision) from error
+
+
+def _told(error: Exception, name: str, revision: str | None) -> Exception:
+    """The error to raise in place of the library's: it says what failed, and the fix."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
+    if fix := _DISK.get(number := _number(error)):
+        told = OSError(
+            f"{name} could not be fetched into {constants.HF_HUB_CACHE} ({os.strerror(number)}): "
+            f"{fix}; what has come stays there, and the same call goes on with it"
+        )
+        told.errno = number
+        return told
     problem = "the hub can't be reached and nothing of it is in the local cache"
     if isinstance(error, HFValidationError):
         problem = str(error)
     elif isinstance(error, RevisionNotFoundError):
         problem = f"it has no revision {revision!r}"
-    elif cached := _cached(name, revision, variant):
-        return cached
     elif isinstance(error, HfHubHTTPError):
         problem = f"the hub answered: {error}"
     elif not no_connection(error):
-        raise error
-    raise FileNotFoundError(_could_not(name, problem)) from None
+        return error
+    return FileNotFoundError(_could_not(name, problem))
+
+
+def _number(error: Exception) -> int:
+    """The system's number of an error, 0 without one; xet's errors have it in their text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) or (int(found[1]) if found else 0)
 
 
 def _could_not(name: str, problem: str) -> str:
@@ -138,7 +194,7 @@ def _taken(name: str, known: str, directory: Path, beside: Path) -> bool:
 def _config(folder: Path) -> ModelConfig | None:
     """The network that a folder's config.json describes; None if it is none that we have."""
     try:
-        return ModelConfig.from_hugging_face(hugging_face_config.read_file(folder / CONFIG))
+        return ModelConfig.from_hugging_face(json_files.read_file(folder / CONFIG))
     except (OSError, ValueError):
         return None
 
@@ -235,6 +291,8 @@ def no_connection(error: Exception) -> bool:
     """Whether a request failed before there was an answer."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | OSError):
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return True
-    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+    if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
+        return True
+    return isinstance(error, OSError) and error.errno not in _DISK

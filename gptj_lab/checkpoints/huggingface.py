@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gptj_lab import hugging_face_config, notices, versions
+from gptj_lab import hugging_face_config, json_files, notices, versions
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.companions import (
     CONFIG,
@@ -89,7 +89,7 @@ def read_config(directory: Path) -> ModelConfig:
             f"{SAFETENSORS.single} and tokenizer.json"
         )
     path = inside(directory, "config.json")
-    fields = hugging_face_config.read_file(path)
+    fields = json_files.read_file(path)
     config = ModelConfig.from_hugging_face(fields, str(path))
     if idle := hugging_face_config.passed_over(fields):
         shown = ", ".join(name[:40] for name in idle[:12]) + ", ..." * (len(idle) > 12)
@@ -303,13 +303,18 @@ def check_space(directory: Path, needed: int) -> None:
         )
 
 
+def fix_of(error: OSError) -> str:
+    """What to do about an error of the system that kept a file from being written."""
+    return _FIXES.get(error.errno or 0, "name a folder that you may write to")
+
+
 def cannot_write(directory: Path, error: OSError) -> OSError:
     """The error to raise in place of one of the system's: it names the user's folder and a fix."""
     if error.strerror is None:  # one of our own sentences
         return error
     while directory.name.startswith(_ASIDE):
         directory = directory.parent
-    fix = _FIXES.get(error.errno, "name a folder that you may write to")
+    fix = fix_of(error)
     told = type(error)(
         f"{directory} can't be written ({error.strerror}): {fix}; what was there is as it was"
     )

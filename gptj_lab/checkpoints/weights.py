@@ -8,12 +8,11 @@ model.fp16.safetensors.
 
 import dataclasses
 import fnmatch
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gptj_lab import notices
+from gptj_lab import json_files, notices
 from gptj_lab.checkpoints import families
 from gptj_lab.checkpoints.flax_files import read_flax, torch_name
 from gptj_lab.checkpoints.safetensors_files import read_safetensors
@@ -168,7 +167,8 @@ def tensors(directory: Path, variant: str | None = None) -> dict[str, StoredTens
         lacking = sorted(name for name in names - here.keys() if not families.is_buffer(name))
         if lacking:
             raise ValueError(
-                f"{file} lacks {lacking[0]}, which {form.index} places there: copy the file again"
+                f"{file} lacks {lacking[0]}, which {form.index} places there: take "
+                "file and index from the same model"
             )
         found |= {name: tensor for name, tensor in here.items() if name in names}
     return found
@@ -232,11 +232,13 @@ def _strays(names: Iterable[str]) -> str:
 def _indexed(directory: Path, form: Form) -> dict[Path, set[str]]:
     """The files that an index names, each with its tensors; none of them outside the folder."""
     index = inside(directory, form.index)
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = [(form.spelling(str(tensor)), str(name)) for tensor, name in weight_map.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{index} is not an index with a weight_map: copy it again") from None
+    weight_map = json_files.read_file(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(
+            f"{index} has no weight_map, an object that says in which file each tensor lies: take "
+            f"the model's own index, or where one file holds all name it {form.single}"
+        )
+    pairs = [(form.spelling(str(tensor)), str(name)) for tensor, name in weight_map.items()]
     shards: dict[Path, set[str]] = {}
     for tensor, name in pairs:
         if name != Path(name).name or "\\" in name or name in ("", ".", ".."):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gptj_lab.checkpoints import families, huggingface
+from gptj_lab import notices
+from gptj_lab.checkpoints import families, hub, huggingface
 from gptj_lab.checkpoints.filling import parameter_shapes
 from gptj_lab.checkpoints.torch_files import read_torch
 from gptj_lab.finetuning import begun, joining, peft_config, replaced
@@ -23,6 +23,7 @@ from gptj_lab.finetuning.lora import Pair
 from gptj_lab.language_model import LanguageModel
 
 _PREFIX = "base_model.model."
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 # base_model.model.transformer.h.0.attn.q_proj.lora_A.weight, some with the adapter's name in it.
 _LOW = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.default)?(?P<kind>\.weight|\.bias)?"
@@ -96,12 +97,13 @@ def load_adapter(
     PEFT takes out of the base is its second half.
 
     Args:
-        directory: its adapter_config.json, and adapter_model.safetensors or .bin.
+        directory: its adapter_config.json, and adapter_model.safetensors or .bin; or "owner/name"
+            on the hub.
         name: what to call it. Of a folder that holds several in folders of their own, the one of
             that name.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file is missing, or the hub doesn't have it or can't be reached.
         ValueError: it is no LoRA adapter, uses what we don't honour, or doesn't fit the model; the
             message names the field or tensor.
     """
@@ -116,7 +118,9 @@ def load_adapter(
         )
     stored = read_tensors(directory)
     if not stored:
-        raise ValueError(f"{directory} holds an adapter without any tensors: copy it again")
+        raise ValueError(
+            f"{directory} holds an adapter without any tensors: save it again where it was trained"
+        )
     low, whole = _sorted(model, config, stored, directory)
     _check_complete(model, config, low, whole, directory)
     pairs: dict[tuple[Any, ...], Pair] = {}
@@ -163,19 +167,22 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 
 
 def folder_of(directory: Path, name: str) -> Path:
-    """The folder of the adapter: itself, or where it holds several the one of that name."""
+    """The folder of an adapter: itself, or where it holds several the one of that name.
+
+    One of the hub ("owner/name"), where there is no folder of that name, is fetched first.
+
+    Raises:
+        FileNotFoundError: there is none, or the hub can't be reached.
+        ValueError: it is a file.
+    """
     if directory.is_file():
         raise ValueError(f"{directory} is a file: name the folder that it lies in")
+    if not directory.is_dir() and _HUB_NAME.fullmatch(str(directory)):
+        directory = hub.fetch_adapter(str(directory))
     if not directory.is_dir():
-        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(directory))
         raise FileNotFoundError(
             f"{directory / peft_config.FILE} is missing, as there is no folder {directory}: name "
-            "one that holds an adapter"
-            + (
-                f"; one of the hub is fetched by: hf download {directory} --local-dir FOLDER"
-                if hub
-                else ""
-            )
+            "one that holds an adapter, or one of the hub as owner/name"
         )
     if (directory / peft_config.FILE).is_file():
         return directory
@@ -246,8 +253,8 @@ def _put_once(
     """Keeps a tensor by its short name, of which the file may not say two things."""
     if name in found and not np.array_equal(found[name], values):
         raise ValueError(
-            f"{where} holds {key} and the same under another name with other numbers: copy the "
-            "adapter again, or take out the one that is wrong"
+            f"{where} holds {key} and the same under another name with other numbers: take out the "
+            "one that is wrong"
         )
     found[name] = values
 
@@ -256,7 +263,7 @@ def _check_complete(
     model: LanguageModel, config: Mapping[str, Any], low: Iterable[str],
     whole: Iterable[str], where: Path,
 ) -> None:  # fmt: skip
-    """Warns of modules that the config names and the file lacks; PEFT leaves them as they are.
+    """Tells of modules that the config names and the file lacks; PEFT leaves them as they are.
 
     Raises:
         ValueError: one of modules_to_save is missing, which PEFT refuses too.
@@ -270,16 +277,15 @@ def _check_complete(
         if any(peft_config.saved_module(config, one) for one in inside):
             raise ValueError(
                 f"{where} lacks {name}, which modules_to_save in its {peft_config.FILE} names: "
-                "copy the adapter again"
+                "save it again where it was trained, or take the name out there"
             )
     if config["target_modules"] is None:
         return  # PEFT's own list of the family
     lacking = [m for m in _places(model) if m not in low and peft_config.targeted(config, m)]
     if lacking:
-        warnings.warn(
+        notices.tell(
             f"{where} has no tensors for {len(lacking)} of the modules that its target_modules "
-            f"name, the first {lacking[0]}: they stay as they are in the base",
-            stacklevel=3,
+            f"name, the first {lacking[0]}: they stay as they are in the base"
         )
 
 
@@ -325,8 +331,8 @@ def _pair(
     for part, other in (("a", "b"), ("b", "a")):
         if part not in parts:
             raise ValueError(
-                f"{where} has lora_{other.upper()} of {module} without lora_{part.upper()}: copy "
-                "it again"
+                f"{where} has lora_{other.upper()} of {module} without lora_{part.upper()}: save "
+                "it again where it was trained"
             )
     if ("magnitude" in parts) != bool(config["use_dora"]):
         has = "a" if "magnitude" in parts else "no"
@@ -342,11 +348,8 @@ def _pair(
         "bias": "lora_B's bias",
     }
     for part, values in parts.items():
-        if (
-            part == "a"
-            and values.ndim == 2
-            and values.shape != (rank, d_in) == (rank, values.shape[1])
-        ):
+        fits = part == "a" and values.ndim == 2 and values.shape[1] == d_in
+        if fits and len(values) != rank:
             raise ValueError(
                 f"lora_A of {module} in {where} has shape {values.shape}, {wanted[part]} is needed "
                 f"by the rank {rank} in {peft_config.FILE} (r, 8 where it is missing, or "

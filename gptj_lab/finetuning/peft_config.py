@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gptj_lab import json_files
 
 FILE = "adapter_config.json"
 # Every field of peft.LoraConfig (0.21) and its default, from the class itself: the test
@@ -98,9 +99,8 @@ def of_kind(file: Path, kind: str) -> dict[str, Any]:
         FileNotFoundError: it is missing.
         ValueError: it isn't JSON, or of another kind.
     """
-    config = _json(file)
-    if not isinstance(config, dict) or config.get("peft_type") != kind:
-        found = config.get("peft_type") if isinstance(config, dict) else None
+    config = _fields(file)
+    if (found := config.get("peft_type")) != kind:
         fix = (
             ": merge it where it was trained, with peft (model = model.merge_and_unload(); "
             "model.save_pretrained(folder)), and load that folder as the model"
@@ -113,8 +113,7 @@ def of_kind(file: Path, kind: str) -> dict[str, Any]:
 
 def kind(file: Path) -> str | None:
     """The peft_type of an adapter_config.json ("LORA"), None where it has none; raises as above."""
-    config = _json(file)
-    return config.get("peft_type") if isinstance(config, dict) else None
+    return _fields(file).get("peft_type")
 
 
 def rank_and_strength(config: Mapping[str, Any], module: str) -> tuple[int, float]:
@@ -266,10 +265,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _json(file: Path) -> Any:
+def _fields(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json_files.read_file(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} is missing: PEFT writes it beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} isn't valid JSON ({error}): copy it again") from None

@@ -144,11 +144,13 @@ def load_trained(
     """The model with what a PEFT folder holds, an adapter or a soft prompt; `model` stays as it is.
 
     Args:
+        directory: it, or "owner/name" on the hub.
         name: of the adapter; adapters of several names are stacked.
 
     Raises: as export.load_adapter and `load`.
     """
-    if peft_config.kind(export.folder_of(Path(directory), name) / peft_config.FILE) == _KIND:
+    directory = export.folder_of(Path(directory), name)
+    if peft_config.kind(directory / peft_config.FILE) == _KIND:
         return load(model, directory)
     return export.load_adapter(model, directory, name)
 

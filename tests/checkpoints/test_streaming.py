@@ -124,7 +124,7 @@ def test_a_tensor_under_two_names_is_refused_where_they_differ(small_directory, 
         [Entry(n, t.shape, t.dtype, t.read) for n, t in twice.items()],
     )
     shutil.copy(small_directory / "config.json", tmp_path)
-    with pytest.raises(ValueError, match="and wte.weight with different values"):
+    with pytest.raises(ValueError, match="and wte.weight with different values, which are two"):
         huggingface.read(tmp_path)
 
 
@@ -231,7 +231,7 @@ def test_an_index_that_is_none_is_refused(small_directory, tmp_path):
     ):
         (copy / "model.safetensors.index.json").write_text(text)
         (copy / "model.safetensors").unlink(missing_ok=True)  # which would be read instead
-        with pytest.raises((ValueError, FileNotFoundError), match="weight_map|that is no model"):
+        with pytest.raises(ValueError, match="weight_map|JSON|that is no model"):
             huggingface.read(copy)
 
 
