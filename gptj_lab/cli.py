@@ -1,6 +1,7 @@
 """The command line: the same words as in Python, for the same things."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import math
@@ -49,11 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keep_compiled_programs()
         return chosen.run(chosen)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"gptj-lab {chosen.command}: {error}", file=sys.stderr)
+        print(f"gptj-lab {chosen.command}: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of the system's own about a disk the fix too."""
+    if not isinstance(error, OSError) or error.strerror is None or error.filename is None:
+        return str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return str(error)
+    from gptj_lab.checkpoints.huggingface import fix_of
+
+    return f"{error.filename} can't be written ({error.strerror}): {fix_of(error)}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -204,10 +204,10 @@ class LanguageModel:
         """Writes a Hugging Face directory that `load` and transformers read.
 
         int8 matrices are written in the form of compressed-tensors (int-quantized, a scale a row).
-        transformers reads them where the package compressed-tensors is installed, best with
-        dtype="float32", and refuses them elsewhere; a GPT-2's it refuses in any case, as it has no
-        int8 for their Conv1D. For transformers alone load the model with weights="float32", or
-        `gptj-lab convert --dtype float32`.
+        transformers (5.24 and 4.57 were tried) reads them where the package compressed-tensors is
+        installed, best with dtype="float32", and refuses them elsewhere; a GPT-2's it refuses in
+        any case, as it has no int8 for their Conv1D. For transformers alone load the model with
+        weights="float32", or `gptj-lab convert --dtype float32`.
 
         What lay beside the weights that were loaded (tokenizer, chat template,
         generation_config.json, model card) comes along as it was, and of config.json the fields
@@ -318,8 +318,7 @@ def load(
     directory, weights_in = find(str(name), revision, variant)
     companions = Companions.read(directory)
     if mesh_transformer.is_release(directory):
-        if variant is not None:
-            raise ValueError(f"variant is {variant!r}, but {directory} is an original release")
+        mesh_transformer.refuse_variant(directory, variant)
         config, stored = mesh_transformer.tensors(directory, config)
         tokenizer = tokenizer_of(directory, config) or Tokenizer.from_directory(directory)
     elif config is not None:

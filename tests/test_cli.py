@@ -1,5 +1,7 @@
 """The command line says the same as Python, and one sentence where something is wrong."""
 
+import argparse
+import errno
 import io
 import json
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gptj_lab
-from gptj_lab import cli
+from gptj_lab import cli, cli_finetune
 
 ROOT = Path(__file__).parents[1]
 
@@ -210,7 +212,8 @@ def test_finetune_saves_the_best_model_where_asked(
     assert "--best" in out, "the end says that there is such a thing"
     assert f"is in {result}, that of step {step}\n" in out
     assert finetune(folder, text, tmp_path / "none", "--best") == 2
-    assert "the best model is wanted, but nothing is held out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the best model is wanted, but nothing is held out" in said and "(--held-out)" in said
     assert not (tmp_path / "none" / "history.jsonl").exists(), "refused before it trains"
 
 
@@ -221,6 +224,7 @@ def test_finetune_saves_the_best_model_where_asked(
         (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--optimiser", "sgd"], "--optimiser is 'sgd': choose 'adamw', 'adafactor' or 'lion'"),
         (["--targets", "q,x"], "targets names 'x'"),
+        (["--adapter", "a/b/c"], "--rank is for a new adapter, and that of --adapter"),
         (["--mesh-model", "64"], "model=64 doesn't divide the 8 cpu devices"),
     ],
 )
@@ -285,3 +289,36 @@ def test_stdin_that_is_not_utf8_is_said_so(errors, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", given)
     assert cli.main(["generate", "-"]) == 2
     assert "stdin isn't UTF-8 (it holds the byte 0xe9)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["q,v", "q, v,", " q ,v ", "q,v,"])
+def test_targets_may_have_spaces_and_a_comma_at_the_end(words):
+    assert cli_finetune._method({"method": "lora", "targets": words, "adapter": None}) == (
+        gptj_lab.LoRA(targets=("q", "v"))
+    )
+
+
+STATUSES = [
+    (KeyboardInterrupt(), 130, ""),
+    (OSError(errno.ENOSPC, "No space left on device", "x/y"), 2, "x/y can't be written (No space"),
+    (OSError(errno.EROFS, "Read-only file system", "x"), 2, "): name a folder that you may write"),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+    (ImportError("No module named 'x'"), 2, "No module named 'x'"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "said"), STATUSES)
+@pytest.mark.parametrize("command", ["generate", "convert", "finetune", "plan", "export-pocket"])
+def test_whatever_goes_wrong_has_a_status_and_a_line(command, error, status, said, capsys):
+    class Fails(argparse.Namespace):
+        def run(self, chosen):
+            raise error
+
+    chosen = Fails(command=command)
+    with pytest.MonkeyPatch.context() as patch:
+        parser = type("Parser", (), {"parse_known_args": lambda self, given: (chosen, [])})
+        patch.setattr(cli, "_parser", parser)
+        assert cli.main([command]) == status
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and "Traceback" not in err and out == ""
+    assert not said or err.startswith(f"gptj-lab {command}: ")

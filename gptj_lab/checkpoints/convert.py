@@ -109,8 +109,8 @@ def convert(
         raise
     except OSError as error:
         raise OSError(
-            f"{named} is not finished ({error.strerror or error}). The files that are whole are "
-            f"kept in {work}: the same command goes on with them"
+            f"{named} is not finished ({error.strerror or error}): {huggingface.fix_of(error)}. "
+            f"The files that are whole are kept in {work}: the same command goes on with them"
         ) from error
 
 
@@ -133,6 +133,7 @@ def _opened(
     source: Path, weights_in: Path, variant: str | None
 ) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
     if mesh_transformer.is_release(source):
+        mesh_transformer.refuse_variant(source, variant)
         return mesh_transformer.tensors(source)
     return huggingface.read_config(source), weights.tensors(weights_in, variant)
 

@@ -217,6 +217,12 @@ def full_name(config: ModelConfig, name: str) -> str | None:
     return None if re.fullmatch(block + family.ignored, name) else name
 
 
+def is_head(name: str) -> bool:
+    """Whether a file's tensor of this name is the matrix of a head, of whichever family."""
+    heads = {family.head for family in _FAMILIES.values()}
+    return unwrapped(name) in {f"{head}.weight" for head in heads}
+
+
 def unwrapped(name: str) -> str:
     """The name of a tensor without what torch's wrappers put before it (DDP, torch.compile)."""
     name = name.replace("_orig_mod.", "")

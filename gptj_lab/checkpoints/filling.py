@@ -19,6 +19,11 @@ from gptj_lab.model.transformer import Transformer
 # From a parameter's path and its values (contiguous, finite, its own to keep) to what the network
 # shall hold.
 Place = Callable[[families.Path, np.ndarray], Any]
+_TIED = (
+    "where its config says that they are the same (transformers 5 then takes the head as one of "
+    "its own): set tie_word_embeddings to false if it is one, else leave out the wrong one"
+)
+_TWICE = "which are two names of one tensor: leave out the wrong one"
 SCALE = "_scale"  # ends the name of the scales of an int8 tensor
 
 
@@ -139,11 +144,17 @@ def checked(
                 f"{name} in {where} has shape {tensor.shape}, which doesn't fit its config: "
                 f"{wanted[known].shape} is needed"
             )
+        if tensor.dtype.name.startswith("float8"):
+            raise ValueError(
+                f"{name} in {where} has dtype {tensor.dtype}, which no weights here have: write "
+                "the model in bfloat16 first, where it was quantised or with transformers "
+                "(model.dequantize() where its config.json has a quantization_config, then "
+                "model.to(torch.bfloat16).save_pretrained(folder))"
+            )
         if known in found and not np.array_equal(found[known].read(), tensor.read()):
             raise ValueError(
-                f"{where} holds {called[known]} and {name} with different values, where its "
-                "config says that they are the same: set tie_word_embeddings to false if the head "
-                "is one of its own, else leave out the wrong one"
+                f"{where} holds {called[known]} and {name} with different values, "
+                + (_TIED if families.is_head(name) or families.is_head(called[known]) else _TWICE)
             )
         if known not in found:
             found[known], called[known] = tensor, name

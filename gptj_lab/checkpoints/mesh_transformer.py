@@ -72,6 +72,15 @@ def is_release(directory: Path) -> bool:
     return (directory / "shard_0").is_dir()
 
 
+def refuse_variant(directory: Path, variant: str | None) -> None:
+    """Raises ValueError for a variant of the weights, which original releases don't have."""
+    if variant is not None:
+        raise ValueError(
+            f"variant is {variant!r}, but {directory} is an original release, which has none: "
+            "leave it out"
+        )
+
+
 def read(
     directory: Path | str,
     dtype: str = "float32",

@@ -42,9 +42,7 @@ def together(linear: Linear, names: Sequence[str]) -> Pair | None:
         longer = np.where(np.abs(longer) < 1e-6, 1e-6, longer)  # a row of nothing has no direction
         rows = [row / longer[:, None] for row in rows]
     a = np.concatenate([pair.a for pair in pairs])
-    strengths = {pair.strength for pair in pairs}
-    strength = strengths.pop() if len(strengths) == 1 and not resized else 1.0
-    strength = strength if strength > 0 else 1.0
+    strength = 1.0 if resized else _common_strength(pairs)
     b = np.concatenate(
         [pair.b * (row / strength) for pair, row in zip(pairs, rows, strict=True)], 1
     )
@@ -69,9 +67,7 @@ def fused(tensor: Tensor, pairs: Sequence[Pair | None], linears: Sequence[Linear
     if len(pairs) == 1 and pairs[0] is not None:
         return pairs[0]
     there = [pair for pair in pairs if pair is not None]
-    strengths = {pair.strength for pair in there}
-    strength = strengths.pop() if len(strengths) == 1 else 1.0
-    strength = strength if strength > 0 else 1.0
+    strength = _common_strength(there)
     same = len(there) == len(pairs) and all(np.array_equal(p.a, there[0].a) for p in there)
     width = len(there[0].a) if same else sum(len(pair.a) for pair in there)
     parts, begun = [], 0
@@ -99,6 +95,14 @@ def fused(tensor: Tensor, pairs: Sequence[Pair | None], linears: Sequence[Linear
             for pair, linear in zip(pairs, linears, strict=True)
         ])  # fmt: skip
     return Pair(a, tensor.join(parts), strength, magnitude, bias)
+
+
+def _common_strength(pairs: Sequence[Pair]) -> float:
+    """The strength of all of them; 1 where they differ, or where it is 0, which can't be divided
+    by, or below."""
+    strengths = {pair.strength for pair in pairs}
+    strength = strengths.pop() if len(strengths) == 1 else 1.0
+    return strength if strength > 0 else 1.0
 
 
 def norms(weight: np.ndarray, pair: Pair | None) -> np.ndarray:

@@ -38,7 +38,23 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
-def card(name: str, kind: Kind, base: str | None, run: Any = None, step: int | None = None) -> str:
+_INT8 = (
+    "The matrices of its blocks are int8, in the form of compressed-tensors (int-quantized, a "
+    "scale a row). transformers (5.24 and 4.57 were tried) reads them where that package is "
+    'installed (`pip install compressed-tensors`), best with `dtype="float32"`, and refuses '
+    "them elsewhere."
+)
+_INT8_GPT_2 = (
+    "The matrices of its blocks are int8, for which transformers has no form in a GPT-2, so that "
+    'it refuses this model. In float32 it reads it: `gptj_lab.load("{name}", '
+    'weights="float32").save("folder")`.'
+)
+
+
+def card(
+    name: str, kind: Kind, base: str | None, run: Any = None, step: int | None = None,
+    int8: str | None = None,
+) -> str:  # fmt: skip
     """The card of `name` ("owner/name") as markdown behind its YAML front matter.
 
     Neither the training text, nor paths, nor names of files are in it; prompts and samples are.
@@ -48,6 +64,7 @@ def card(name: str, kind: Kind, base: str | None, run: Any = None, step: int | N
         base: what the base model was loaded as; a path is not told.
         run: a gptj_lab.Run; without one there is no word of data, settings and losses.
         step: of the run, that the weights are of; None is its last evaluation's.
+        int8: the family of a model whose matrices lie there in int8.
     """
     from huggingface_hub import ModelCardData
 
@@ -64,7 +81,7 @@ def card(name: str, kind: Kind, base: str | None, run: Any = None, step: int | N
         last = run.evaluations[-1]["step"] if run.evaluations else 0
         of = last if step is None else step
         parts += [*_losses(run, of), *_samples(run, of), *_data(run), *_settings(run.settings)]
-    parts += _loading(name, kind, base)
+    parts += _loading(name, kind, base, int8)
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,7 +167,7 @@ def _settings(settings: dict[str, Any]) -> list[str]:
     return ["## Settings", "\n".join(["| setting | value |", "|---|---|", *rows])]
 
 
-def _loading(name: str, kind: Kind, base: str | None) -> list[str]:
+def _loading(name: str, kind: Kind, base: str | None, int8: str | None) -> list[str]:
     known = hub_name(base) or ("pocket" if base == "pocket" else "path/of/the/base")
     other, where = _PEFT, "PEFT and transformers"
     if kind == "model":
@@ -161,7 +178,11 @@ def _loading(name: str, kind: Kind, base: str | None) -> list[str]:
         f"```python\n{text.format(name=name, base=json.dumps(known))}\n```"
         for text in (_LOAD[kind], other)
     )
-    return ["## How to load it", "In gptj_lab:", ours, f"In {where}:", theirs]
+    parts = ["## How to load it", "In gptj_lab:", ours]
+    if int8 == "gpt2":
+        return [*parts, _INT8_GPT_2.format(name=name)]
+    parts += [f"In {where}:", theirs]
+    return parts if int8 is None else [*parts, _INT8]
 
 
 def _spread(rows: list[Any]) -> list[Any]:

@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gptj_lab import json_files
 from gptj_lab.checkpoints import hub
+from gptj_lab.checkpoints.companions import CONFIG
 from gptj_lab.finetuning import model_card
 
 # Whatever else lies in a folder (texts, states, histories) stays at home.
@@ -101,7 +103,7 @@ def push(
         if own.is_file():
             card = own.read_text("utf-8")
         else:
-            card = model_card.card(repo_id, *_kind(folder, contents))
+            card = model_card.card(repo_id, *_kind(folder, contents), int8=_int8(folder))
         return _push(folder, contents, card, repo_id, private, dry_run, token)
     with tempfile.TemporaryDirectory(prefix="gptj_lab-push-") as aside:
         run, folder = run_or_directory, Path(aside)
@@ -109,9 +111,9 @@ def push(
         contents = _contents(folder)
         kind, _ = _kind(folder, contents)
         try:
-            card = model_card.card(repo_id, kind, run.base.name, run, step)
+            card = model_card.card(repo_id, kind, run.base.name, run, step, _int8(folder))
         except Exception as error:  # the weights are worth more than what is said of the run
-            card = model_card.card(repo_id, kind, run.base.name)
+            card = model_card.card(repo_id, kind, run.base.name, int8=_int8(folder))
             card += f"\nOf the run nothing could be told ({type(error).__name__}).\n"
         return _push(folder, contents, card, repo_id, private, dry_run, token)
 
@@ -169,6 +171,14 @@ def _kind(folder: Path, contents: dict[str, Any]) -> tuple[model_card.Kind, str 
         )
     base = config.get("base_model_name_or_path")
     return kind, base if isinstance(base, str) else None
+
+
+def _int8(folder: Path) -> str | None:
+    """The family of the model in a folder, if its matrices are int8."""
+    if not (folder / CONFIG).is_file():
+        return None
+    fields = json_files.read_file(folder / CONFIG)
+    return str(fields.get("model_type")) if fields.get("quantization_config") else None
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:

@@ -62,7 +62,10 @@ def save(
                 place.rmdir()  # of a folder that was made in vain
         else:
             return place, step
-    raise OSError("the result could not be written anywhere, see above") from failed
+    raise OSError(
+        "the result could not be written anywhere, see above: free some space, or give another "
+        "folder; the same command goes on from the last state that was saved"
+    ) from failed
 
 
 def _places(run: Run, folder: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from gptj_lab.checkpoints import huggingface
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import (
     continuing,
@@ -322,7 +323,12 @@ class Run:
 
     def _open(self) -> TrainingStates | None:
         out = self._chosen.out
-        return None if out is None else TrainingStates(out / "states", keep=self._chosen.keep)
+        if out is None:
+            return None
+        try:
+            return TrainingStates(out / "states", keep=self._chosen.keep)
+        except OSError as error:
+            raise huggingface.cannot_write(out, error) from error
 
     def _close(self) -> None:
         states, self._states = self._states, None
@@ -344,7 +350,11 @@ class Run:
                     f"the run was to have {before:,} steps and has {self.steps:,} now: the "
                     "learning rate follows the new number"
                 )
-        recording.begin(self.settings, 0 if state is None else state.step)
+        try:
+            recording.begin(self.settings, 0 if state is None else state.step)
+        except OSError as error:
+            assert self._chosen.out is not None
+            raise huggingface.cannot_write(self._chosen.out, error) from error
 
     def _work(self, teller: Quiet) -> None:
         """Trains until the end, in whatever thread."""
@@ -454,6 +464,7 @@ def finetune(
             begun with; the message names it.
         FileNotFoundError: a path of `data` leads nowhere.
         BlockingIOError: another process trains in `out`.
+        OSError: `out` can't be written, or its disk is full.
     """
     for name, value, kind in (
         ("model", model, LanguageModel), ("method", method, Method),

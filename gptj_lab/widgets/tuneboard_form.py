@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptj_lab.corpora.options import ReadingOptions
 from gptj_lab.finetuning.lora import TARGETS, LoRA
 from gptj_lab.finetuning.loss import REMAT
 from gptj_lab.finetuning.methods import Full, LastBlocks, SoftPrompt
@@ -19,10 +20,7 @@ _TITLES = {
     "last_blocks": "the last blocks", "soft_prompt": "soft prompt: vectors before the text",
 }  # fmt: skip
 # A Corpus has settled these.
-OF_READING = (
-    "strict", "text_field", "prompt_field", "answer_field", "system_field", "context_field", "me",
-    "encoding",
-)  # fmt: skip
+OF_READING = ("strict", *(field.name for field in dataclasses.fields(ReadingOptions)))
 OF_THE_DATA = ("context", "held_out", "packing", *OF_READING)
 
 

@@ -293,6 +293,8 @@ def test_a_tokenizer_goes_along(source, tiny_tokenizer, small_config, tmp_path, 
     assert not (tmp_path / "without" / "tokenizer.json").exists()
     gpt2 = converting.tokenizer_of(tmp_path / "without", small_config)
     assert gpt2 is None, "104 rows are not GPT-2's"
+    with pytest.raises(ValueError, match="variant is 'fp16', but .*without is an original release"):
+        convert(tmp_path / "without", tmp_path / "b", "huggingface", variant="fp16")
     import dataclasses
 
     for size in (50257, 50400):

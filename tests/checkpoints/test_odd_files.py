@@ -8,8 +8,10 @@ import pytest
 from flax import serialization
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
+from small_models import cases
 
 from gptj_lab.checkpoints import huggingface, npz_shards
+from gptj_lab.checkpoints.safetensors_files import Entry, write_safetensors
 from gptj_lab.checkpoints.weights import tensors, weight_files
 
 
@@ -141,4 +143,49 @@ def test_weights_under_another_name(small_directory, tmp_path, name, words):
     shutil.copy(small_directory / "config.json", tmp_path)
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(FileNotFoundError, match=words):
+        huggingface.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", cases("gpt2", slow=["gptj", "codegen", "gpt_neo", "gpt_neox"])
+)
+def test_a_tied_head_of_its_own_is_refused_and_the_fix_is_what_transformers_does(
+    arguments, torch_model, tmp_path, tolerance
+):
+    (family,) = arguments
+    torch = pytest.importorskip("torch")
+    theirs = torch_model(family, tie_word_embeddings=True)
+    theirs.save_pretrained(tmp_path)
+    file, head = tmp_path / "model.safetensors", "lm_head.weight"
+    if family == "gpt_neox":
+        head = "embed_out.weight"
+    found = load_file(file)
+    embed = next(name for name in found if name.endswith(("wte.weight", "embed_in.weight")))
+    save_file(found | {head: found[embed][::-1].copy()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="different values.*transformers 5.*ings to false if it"):
+        huggingface.read(tmp_path)
+    theirs = type(theirs).from_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(0, 97, (2, 9))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(ids)).logits.numpy()
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["tie_word_embeddings"] = False
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    ours = huggingface.read(tmp_path)[1](ids)[0]
+    assert np.abs(ours - wanted).max() <= tolerance["float32"] * np.abs(wanted).max()
+
+
+def test_float8_is_named_with_the_fix(small_config, small_network, tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    huggingface.write(tmp_path, small_config, small_network)
+    file = tmp_path / "model.safetensors"
+    found = load_file(file)
+    name = "transformer.h.0.mlp.fc_in.weight"
+    float8 = found[name].astype(ml_dtypes.float8_e4m3fn)
+    entries = [
+        Entry(n, v.shape, v.dtype, lambda v=v: v) for n, v in (found | {name: float8}).items()
+    ]
+    write_safetensors(file, entries)
+    said = f"{name} in .* has dtype float8_e4m3fn, which no weights here have: write the model in"
+    with pytest.raises(ValueError, match=said):
         huggingface.read(tmp_path)

@@ -8,25 +8,22 @@ from flax import nnx
 from small_models import cases, small_model
 
 import gptj_lab
-from gptj_lab.finetuning import continuing, export, lora, methods, soft_prompts
+from gptj_lab.finetuning import continuing, export, lora, methods, settings, soft_prompts
 from gptj_lab.language_model import load
 from gptj_lab.model.linear import Adapter
+
+pytestmark = pytest.mark.usefixtures("corpora")
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 TEXT = [{"text": "the cat sat on the mat, and the dog sat on the log " * 3} for _ in range(12)]
 STEADY = gptj_lab.Optimiser(learning_rate=3e-2, schedule="constant", warmup_steps=0)
 
 
-@pytest.fixture(autouse=True)
-def corpora(monkeypatch, tmp_path):
-    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
-
-
-def tune(model, **settings):
-    settings = dict(
+def tune(model, **given):
+    given = dict(
         steps=4, batch=2, context=16, held_out=0.0, say=lambda line: None, optimiser=STEADY
-    ) | settings  # fmt: skip
-    return gptj_lab.finetune(model, TEXT, **settings)
+    ) | given  # fmt: skip
+    return gptj_lab.finetune(model, TEXT, **given)
 
 
 def close(ours, theirs, tolerance=5e-5):
@@ -99,6 +96,27 @@ def test_one_on_top_of_another_is_saved_with_it(tiny_model, tmp_path, quick_comp
     assert not close(alone.logits(IDS), start.logits(IDS), 1e-3)
 
 
+def test_a_run_begun_without_an_adapter_goes_on_without(tmp_path):
+    new, further = {"method": {"kind": "LoRA"}}, {"method": {"kind": "Continued"}}
+    with pytest.raises(ValueError, match="was begun without an adapter to train further .*: do"):
+        settings.agree(new, further, tmp_path)
+    settings.agree(further, further, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error", "said"),
+    [
+        ("", ValueError, "adapter is empty: name a folder, or leave it out"),
+        ("  ", ValueError, "adapter is empty"),
+        (True, TypeError, "adapter is True: a folder, or the name of an adapter"),
+        (gptj_lab.LoRA(), TypeError, r"adapter is LoRA\(.*: a folder, or the name of an adapter"),
+    ],
+)
+def test_an_adapter_that_is_no_place_is_refused(adapter, error, said, tiny_model):
+    with pytest.raises(error, match=said):
+        tune(tiny_model, adapter=adapter)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_continued_and_interrupted_it_ends_with_the_same_bits(
     dora, tiny_model, tmp_path, quick_compiles
@@ -115,6 +133,8 @@ def test_continued_and_interrupted_it_ends_with_the_same_bits(
     arrays = [jax.tree.leaves(each._loop.trainer.arrays()) for each in (run, whole)]
     for ours, theirs in zip(*arrays, strict=True):
         assert (np.asarray(ours) == np.asarray(theirs)).all()
+    with pytest.raises(ValueError, match="was begun with an adapter to train further .*: do the"):
+        tune(tiny_model, method=gptj_lab.LoRA(rank=2), out=tmp_path / "out")
     export.save_adapter(drawn(tiny_model, chosen, seed=1), tmp_path / "first")
     with pytest.raises(ValueError, match="the adapter that is trained further, or the model below"):
         tune(tiny_model, **given, out=tmp_path / "out")

@@ -11,6 +11,7 @@ import huggingface_hub
 import mistune
 import pytest
 from huggingface_hub import ModelCard
+from small_models import small_model
 
 import gptj_lab
 from gptj_lab.finetuning import corpus, export, lora, model_card
@@ -258,3 +259,15 @@ def test_a_run_pushes_itself(tiny_model, quick_compiles, monkeypatch, tmp_path):
     assert f"| 2 | {run.evaluations[-1]['held_out_loss']:.3f} | " in would.card
     for row in ("| method.kind | `LoRA` |", "| optimiser.name | `adamw` |", "| steps | `2` |"):
         assert row in would.card
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "transformers_reads"),
+    [("gptj", "`pip install compressed-tensors`", True), ("gpt2", "it refuses this model", False)],
+)
+def test_the_card_says_who_reads_int8(family, said, transformers_reads, tmp_path):
+    small_model(family, "int8").save(tmp_path)
+    card = push(tmp_path, "me/cats", dry_run=True).card
+    assert said in card and ("AutoModelForCausalLM" in card) == transformers_reads
+    small_model(family).save(tmp_path)
+    assert "int8" not in push(tmp_path, "me/cats", dry_run=True).card

@@ -1,7 +1,10 @@
 """The result of a run is written somewhere: what fails is told, and costs no work."""
 
+import errno
 import json
+import os
 import random
+import re
 import shutil
 
 import jax
@@ -10,23 +13,15 @@ import pytest
 
 import gptj_lab
 from gptj_lab import cli
-from gptj_lab.finetuning import export, measuring, model_card, results
+from gptj_lab.checkpoints import folder_lock
+from gptj_lab.finetuning import export, measuring, model_card, recording, results
 from gptj_lab.language_model import LanguageModel
 from gptj_lab.model.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("corpora")
+
 IDS = np.arange(8)[None]
 TEXT = [{"text": "the cat sat on the mat, and the dog sat on the log " * 3} for _ in range(12)]
-
-
-@pytest.fixture(autouse=True)
-def corpora(monkeypatch, tmp_path):
-    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
-
-
-@pytest.fixture(scope="module")
-def model(tiny_config, tiny_tokenizer):
-    config = tiny_config(num_layers=1, vocab_size=300)
-    return LanguageModel(config, Transformer(config, key=jax.random.key(1)), tiny_tokenizer, "tiny")
 
 
 def tune(model, **settings):
@@ -151,3 +146,24 @@ def test_a_file_where_the_result_should_be_is_refused_before_anything(tmp_path, 
     assert cli.main(["finetune", "nothing.txt", "--out", str(tmp_path)]) == 2
     assert "move it away" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir() if file.name != "corpora"] == ["result"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EROFS, "out can't be written (Read-only file system): name a folder that you may"),
+        (errno.ENOSPC, "out can't be written (No space left on device): free some space, or name"),
+    ],
+)
+@pytest.mark.parametrize("where", ["folder_lock.take", "recording._replace"])
+def test_a_folder_that_cannot_be_written_is_told_with_the_fix(
+    where, code, said, model, tmp_path, monkeypatch
+):
+    def fails(path, *_):
+        raise OSError(code, os.strerror(code), str(path))
+
+    module, name = where.split(".")
+    monkeypatch.setattr({"folder_lock": folder_lock, "recording": recording}[module], name, fails)
+    with pytest.raises(OSError, match=re.escape(said)) as told:
+        tune(model, out=tmp_path / "out")
+    assert told.value.errno == code

@@ -22,25 +22,13 @@ from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel, load
 from gptj_lab.model.transformer import Transformer
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "corpora")
 
 WORDS = "the cat dog sat on a mat log and".split()
 TEXT = [{"text": " ".join(random.Random(i).choices(WORDS, k=24))} for i in range(40)]
 # Its program doesn't depend on the number of steps: it is compiled once.
 STEADY = gptj_lab.Optimiser(learning_rate=3e-3, schedule="constant", warmup_steps=0)
 SAME = ("step", "loss", "rate", "gradient_norm", "held_out_loss", "samples", "best")
-
-
-@pytest.fixture(autouse=True)
-def corpora(monkeypatch, tmp_path):
-    monkeypatch.setenv("GPTJ_LAB_CACHE", str(tmp_path / "corpora"))
-
-
-@pytest.fixture(scope="module")
-def model(tiny_config, tiny_tokenizer):
-    config = tiny_config(num_layers=1, vocab_size=300)
-    network = Transformer(config, key=jax.random.key(1))
-    return LanguageModel(config, network, tiny_tokenizer, "tiny")
 
 
 @pytest.fixture
