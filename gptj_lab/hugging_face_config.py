@@ -72,7 +72,7 @@ def published(family: str) -> dict[str, Any]:
 
 def honoured(family: str) -> frozenset[str]:
     """The fields of the family's config.json that decide fields of ModelConfig."""
-    return FAMILIES[family].honoured.keys() | FAMILIES[family].special
+    return frozenset(FAMILIES[family].honoured) | FAMILIES[family].special
 
 
 def int8_in_file(family: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def special_tokens(
     if _EXTRA not in said:  # a list beside what was an object, or one of special_tokens_map.json
         _rename(said)
     extra, own = said.pop(_EXTRA, None), said.pop(_OWN, None)
-    own = {} if own is None else _own(place, _OWN, own)
+    own = {} if own is None else dict(_own(place, _OWN, own))
     if isinstance(extra, Mapping):
         own, extra = {**extra, **own}, None
     # What the files name one by one comes before what an object names; a role keeps its place.

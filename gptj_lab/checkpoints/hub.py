@@ -250,8 +250,8 @@ def _cached(name: str, revision: str | None, variant: str | None) -> Folders | N
         if folder := _whole(name, revision, variant):
             return _completed(name, revision, folder, local=True)
         known = SAFETENSORS_IN.get(name.lower()) if revision is variant is None else None
-        beside = known and _whole(name, known, None)
-        if beside:
+        beside = _whole(name, known, None) if known else None
+        if known and beside:
             directory = _snapshot(name, None, PATTERNS, local=True)
             if _taken(name, known, directory, beside):
                 return Folders(directory, beside)
