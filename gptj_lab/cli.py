@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"gptj-lab {chosen.command}: {_sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = f"gptj-lab {chosen.command}: {interrupt}" if str(interrupt) else ""
+        print(said, file=sys.stderr)
         return 130
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import gptj_lab
 from gptj_lab import cli, cli_finetune
+from gptj_lab.finetuning.control import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -274,6 +275,16 @@ def test_finetune_interrupted_is_130_and_failed_is_1(folder, text, tmp_path, cap
     assert finetune(folder, text, tmp_path / "out") == 130
     run.status = "failed"
     assert finetune(folder, text, tmp_path / "out") == 1
+
+    def interrupted(*given, **more):
+        raise Interrupted("stopped after step 2 of 4; the same call goes on", run)
+
+    capsys.readouterr()
+    monkeypatch.setattr("gptj_lab.finetuning.run.finetune", interrupted)
+    assert finetune(folder, text, tmp_path / "out") == 130
+    assert capsys.readouterr().err == (
+        "gptj-lab finetune: stopped after step 2 of 4; the same call goes on\n"
+    )
 
 
 @pytest.mark.parametrize("option", [[], ["--stop"], ["--end-token"]])

@@ -87,21 +87,38 @@ class Control:
 
 
 @contextlib.contextmanager
-def interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside it the first SIGINT or SIGTERM calls `stop`; a second does what it did before."""
+def interrupts(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """The signals that came: inside it the first SIGINT or SIGTERM calls `stop` and is listed.
+
+    A second does what it did before. Whoever asks ends as the first one would have ended it.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def once(number: int, frame: Any) -> None:
         signal.signal(number, previous[number])  # type: ignore[arg-type]
+        came.append(number)
         stop()
 
     for number in previous:
         signal.signal(number, once)
     try:
-        yield
+        yield came
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted and has saved what it had; raised so that nothing after it goes on.
+
+    Attributes:
+        run: what was interrupted: its `model` has the weights so far, its `train()` goes on.
+    """
+
+    def __init__(self, sentence: str, run: Any):
+        super().__init__(sentence)
+        self.run = run

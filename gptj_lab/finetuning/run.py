@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from gptj_lab.finetuning import (
     soft_prompts,
 )
 from gptj_lab.finetuning import corpus as corpora
-from gptj_lab.finetuning.control import ACTIVE, Control, Status, interrupts
+from gptj_lab.finetuning.control import ACTIVE, Control, Interrupted, Status, interrupts
 from gptj_lab.finetuning.corpus import Corpus, HubDataset
 from gptj_lab.finetuning.loop import Loop, like
 from gptj_lab.finetuning.lora import LoRA
@@ -41,6 +42,10 @@ from gptj_lab.language_model import LanguageModel
 _TOO_LARGE = (
     "the device's memory doesn't suffice for a step: take a smaller batch or context, "
     "remat='nothing kept', accumulate, or LoRA on weights='int8'"
+)
+_IN_AN_EXCEPTION = (
+    "in memory only, as out=FOLDER wasn't given: it is this exception's `run` (in a notebook: "
+    "import sys; run = sys.last_value.run); run.train() goes on, run.model has the weights so far"
 )
 _NEEDED = {
     "model": "gptj_lab.load(...) gives one",
@@ -292,20 +297,36 @@ class Run:
         return publishing.push(self, repo_id, **settings)
 
     def train(self, say: Callable[[str], object] = print) -> None:
-        """Trains in the calling thread until the end; an interrupt (Ctrl-C) saves and stops."""
+        """Trains in the calling thread until the end.
+
+        Raises:
+            Interrupted: a KeyboardInterrupt, after Ctrl-C (or a notebook's stop button): the step
+                under way is finished and the state saved before; its `run` is this one.
+            SystemExit: the same after SIGTERM, with its exit code.
+        """
         if self.status in ("finished", "failed") or not self._control.begin():
             return
         say = unless_gone(say)
         first = jax.process_index() == 0  # of several processes the others are quiet
         for sentence in self._beginning() if first else ():
             say(sentence)
-        with interrupts(self.stop):
+        with interrupts(self.stop) as came:
             self._work(Aloud(say) if first else Quiet())
-        if self.status == "stopped":
-            kept = f"saved in {self._chosen.out}: the same call goes on from there"
-            where = kept if self._chosen.out else "in run.model; run.train() goes on"
-            say(f"stopped after step {self.step:,} of {self.steps:,}; the state is {where}")
         self.wait()
+        if came and came[0] == signal.SIGINT:
+            raise Interrupted(self._ended(in_memory=_IN_AN_EXCEPTION), self)
+        if came or self.status == "stopped":
+            say(self._ended(in_memory="in run.model; run.train() goes on"))
+        if came:
+            raise SystemExit(128 + came[0])
+
+    def _ended(self, in_memory: str) -> str:
+        """Where a run that was stopped or interrupted stands, and how to go on."""
+        out, done = self._chosen.out, f"after step {self.step:,} of {self.steps:,}"
+        if self.status == "failed":
+            return f"failed {done}: {self.error}"
+        kept = f"saved in {out}: the same call goes on from there"
+        return f"{self.status} {done}; the state is {kept if out is not None else in_memory}"
 
     def _beginning(self) -> Iterator[str]:
         """What is known before the first step."""
@@ -457,7 +478,8 @@ def finetune(
         me: whose words are the assistant's in an exported chat (WhatsApp, Telegram, ...).
         encoding: of text files that aren't UTF-8, such as "cp1251".
         wait: train in the calling thread, tell `say` a line an evaluation and show a bar; Ctrl-C
-            saves and stops. False trains in a thread and says nothing: read the Run.
+            saves, stops and raises KeyboardInterrupt. False trains in a thread and says nothing:
+            read the Run.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or another than the run in `out` was
@@ -465,6 +487,9 @@ def finetune(
         FileNotFoundError: a path of `data` leads nowhere.
         BlockingIOError: another process trains in `out`.
         OSError: `out` can't be written, or its disk is full.
+        Interrupted: a KeyboardInterrupt after Ctrl-C or a notebook's stop button, so that no later
+            cell goes on with a half-trained model: the state is saved, its sentence says how to go
+            on, its `run` is the Run.
     """
     for name, value, kind in (
         ("model", model, LanguageModel), ("method", method, Method),

@@ -20,6 +20,7 @@ import gptj_lab
 from gptj_lab.checkpoints import seals
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import pipeline
+from gptj_lab.finetuning.control import Interrupted
 
 JOB = json.loads(sys.argv[1])
 PLACE, NUMBER = JOB.get("hold") or (None, 0)
@@ -104,11 +105,14 @@ def main() -> None:
     tell_batches()
     open_places()
     model = gptj_lab.load(JOB["model"])
-    run = gptj_lab.finetune(
-        model, JOB["text"], method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=JOB["steps"], batch=2,
-        context=16, save_every=JOB["save_every"], evaluate_every=8, held_out=0.1,
-        out=JOB["out"], seed=3, say=lambda line: None,
-    )  # fmt: skip
+    try:
+        run = gptj_lab.finetune(
+            model, JOB["text"], method=gptj_lab.LoRA(rank=2, dropout=0.2), steps=JOB["steps"],
+            batch=2, context=16, save_every=JOB["save_every"], evaluate_every=8, held_out=0.1,
+            out=JOB["out"], seed=3, say=lambda line: None,
+        )  # fmt: skip
+    except Interrupted as interrupted:
+        run = interrupted.run
     weights = {
         ".".join(map(str, path)): digest(leaf[...])
         for path, leaf in nnx.to_flat_state(nnx.state(run.model.network, nnx.Param))

@@ -1,10 +1,12 @@
 """A run resumed = the run uninterrupted, bit for bit; it stops where it should, with a sentence."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -16,8 +18,10 @@ import pytest
 import gptj_lab
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import corpus, lora, measuring, recording, trainer
+from gptj_lab.finetuning.control import Control
 from gptj_lab.finetuning.pace import Pace
 from gptj_lab.finetuning.packing import Batch
+from gptj_lab.finetuning.run import Run
 from gptj_lab.finetuning.trainer import Trainer
 from gptj_lab.language_model import LanguageModel, load
 from gptj_lab.model.transformer import Transformer
@@ -108,7 +112,9 @@ def test_interrupted_and_called_again_it_is_the_run_uninterrupted(tune, tmp_path
 
     handler = signal.getsignal(signal.SIGINT)
     settings |= dict(out=tmp_path / "out")
-    stopped = tune(**settings, say=interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"saved in .*: the same call goes on") as caught:
+        tune(**settings, say=interrupt)
+    stopped = caught.value.run
     assert signal.getsignal(signal.SIGINT) is handler
     assert stopped.status == "stopped" and 4 <= stopped.step < 8
     states = tmp_path / "out" / "states"
@@ -127,6 +133,48 @@ def test_interrupted_and_called_again_it_is_the_run_uninterrupted(tune, tmp_path
     assert longer.step == 10 and any("8 steps and has 10 now" in note for note in longer.notes)
     shorter = tune(**settings, steps=5)
     assert shorter.step == 10 and "more steps than the 5 that it is to have" in shorter.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "out", "ends", "sentence"),
+    [
+        (signal.SIGINT, "stopped", "here", KeyboardInterrupt, "saved in here: the same call goes"),
+        (signal.SIGINT, "stopped", None, KeyboardInterrupt, "in memory only.*sys.last_value.run"),
+        (signal.SIGINT, "finished", "here", KeyboardInterrupt, "finished after step 3 of 8"),
+        (signal.SIGINT, "failed", None, KeyboardInterrupt, "failed after step 3 of 8: full"),
+        (signal.SIGTERM, "stopped", None, SystemExit, "in run.model; run.train"),
+        (None, "stopped", None, None, "in run.model; run.train"),
+    ],
+)
+def test_an_interrupt_ends_the_caller_whatever_the_run_came_to(number, status, out, ends, sentence):
+    class Stopped(Run):
+        """A run that a signal reaches and that ends in some status."""
+
+        step, steps, error = 3, 8, "full"
+        status = property(lambda self: status_then if self.worked else "ready")
+        worked = False
+
+        def __init__(self):
+            self._control, self._thread, self._crash = Control(), None, None
+            self._chosen = type("Settings", (), {"out": out})
+
+        def _beginning(self):
+            return iter(())
+
+        def _work(self, teller):
+            self.worked = True
+            if number is not None:
+                os.kill(os.getpid(), number)
+
+    status_then, said = status, []
+    with pytest.raises(ends) if ends else contextlib.nullcontext() as caught:
+        Stopped().train(said.append)
+    if ends is KeyboardInterrupt:
+        assert caught.value.run.steps == 8 and said == []
+        said = [str(caught.value)]
+    elif ends:
+        assert caught.value.code == 128 + number
+    assert re.search(sentence, *said)
 
 
 def test_a_run_in_the_background_is_paused_resumed_stopped_and_gone_on_with(tune, tmp_path):
