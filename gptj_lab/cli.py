@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptj_lab import __version__, cli_finetune
+from gptj_lab import __version__, cli_chat, cli_finetune
 
 # Settings of `generate`: their type, and what they do.
 _SETTINGS: dict[str, tuple[Any, str]] = {
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None and chosen.command in ("finetune", "train-pocket"):
         _start_again_with_huge_pages()
     try:
-        if chosen.command == "finetune":
+        if chosen.command in ("finetune", "chat"):
             _keep_compiled_programs()
         return chosen.run(chosen)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -103,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     generate.add_argument("--json", action="store_true", help="one JSON object, with logprobs")
     generate.set_defaults(run=_generate)
+
+    cli_chat.add(commands, _SETTINGS)
 
     convert = commands.add_parser(
         "convert", help="write a checkpoint in another form; goes on where it was stopped"

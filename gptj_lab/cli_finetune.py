@@ -37,6 +37,12 @@ _OF_RUN: dict[str, tuple[Any, str]] = {
     "answer-field": (str, "the field of its answer (completion, answer, response, output, ...)"),
     "system-field": (str, "a field that goes before the prompt (system_prompt, system)"),
     "context-field": (str, "a field that goes after the prompt (context, Alpaca's input)"),
+    "template": (
+        str,
+        "plain, chat, chatml, alpaca, tokenizer, none, a form such as '### "
+        "{question}\\n{answer}', or a .jinja file (the model's, or plain and chat)",
+    ),
+    "loss-on": (str, "answers or all (answers)"),
     "me": (str, "whose words are the assistant's in an exported chat, by the name that is in it"),
     "encoding": (str, "of text files that are not UTF-8, such as cp1251 (found out, and told)"),
     "evaluate-every": (int, "steps (a tenth of all)"),
@@ -111,6 +117,8 @@ def run(chosen: argparse.Namespace) -> int:
     method = _method(given)
     optimiser = _optimiser(given)
     settings = {name: given[name] for name in (*map(_word, _OF_RUN), "strict") if name in given}
+    if "template" in settings:
+        settings["template"] = template(settings["template"])
     model = gptj_lab.load(chosen.model, weights=chosen.weights, mesh=mesh, revision=chosen.revision)
     trained = gptj_lab.finetune(
         model, [Path(name) for name in chosen.data], method=method, optimiser=optimiser,
@@ -128,7 +136,10 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.method in ("lora", "soft-prompt"):
         model = "" if chosen.model == "pocket" else f" --model {shlex.quote(chosen.model)}"
         adapter = shlex.quote(str(result))
-        _say(f"try it: gptj-lab generate 'Once upon a time'{model} --adapter {adapter}")
+        if trained.corpus.template is not None:
+            _say(f"talk with it: gptj-lab chat{model.replace('--model ', '')} --adapter {adapter}")
+        else:
+            _say(f"try it: gptj-lab generate 'Once upon a time'{model} --adapter {adapter}")
     return 0 if trained.status == "finished" and result == promised else 1
 
 
@@ -173,6 +184,11 @@ def _kind(method: str) -> str:
         "lora": "the adapter, in PEFT's format,",
         "soft-prompt": "the soft prompt, in PEFT's format,",
     }.get(method, "the model: gptj_lab.load() takes that folder; it")
+
+
+def template(given: str) -> str:
+    """A template as a shell gives it: \\n in a form is a line end."""
+    return given.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _word(option: str) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from gptj_lab import end_tokens, presets
+from gptj_lab import chat_templates, end_tokens, presets
 from gptj_lab.checkpoints import hub, huggingface, mesh_transformer
 from gptj_lab.checkpoints.companions import Companions, carry
 from gptj_lab.checkpoints.convert import tokenizer_of
@@ -58,6 +58,7 @@ class LanguageModel:
         mesh: the devices that the weights are cut over; None where there is one.
         end_tokens: the ids of the tokens that end a text, all that config.json,
             generation_config.json and the tokenizer name; what is set here counts from then on.
+        chat_template: what makes a prompt of a chat's messages; None if the model has none.
         companions: the small files that lay beside the weights; none if it was made in memory.
         replaced: by adapter, which weights it put in place of the base's (finetuning/replaced.py).
     """
@@ -80,6 +81,8 @@ class LanguageModel:
         generation = self.companions.files.get("generation_config.json")
         self.end_tokens = end_tokens.declared(config, generation, self.tokenizer, name)
         self.replaced: dict[str, Any] = {}
+        special = chat_templates.special_tokens(self.tokenizer)
+        self.chat_template = chat_templates.of_files(self.companions.files, special)
 
     def __repr__(self) -> str:
         return (
@@ -149,6 +152,35 @@ class LanguageModel:
         from gptj_lab.generation.decoding import stream
 
         return stream(self, prompt, **settings)
+
+    def chat(
+        self, messages: str | Sequence[Mapping[str, Any]], *, stream: bool = False, **settings: Any
+    ) -> Any:
+        """The answer to a chat's messages: its text, or with `stream` its pieces as they come.
+
+        It ends at the model's end tokens, or where the template's next turn would begin.
+
+        Args:
+            messages: dicts of "role" (system, user, assistant, tool) and "content", the last not
+                the assistant's; or a text, which is one of a user.
+            settings: those of `generate` (max_new_tokens is 256 by default), without samples; and
+                `template`, in place of `model.chat_template`: a name such as "chatml", a form such
+                as "### {question}\\n{answer}", or a .jinja file. With keep_end=True the oldest
+                turns of a chat too long for the context are left out.
+
+        Raises:
+            TypeError, ValueError: the model has no template, a message isn't one, or a setting.
+        """
+        from gptj_lab.generation import chatting
+
+        answer = chatting.chat(self, messages, **settings)
+        return answer if stream else "".join(answer)
+
+    def stream_chat(
+        self, messages: str | Sequence[Mapping[str, Any]], **settings: Any
+    ) -> Iterator[str]:
+        """The answer to a chat's messages as it comes: see `chat`."""
+        return self.chat(messages, stream=True, **settings)
 
     def trace(
         self,
@@ -238,6 +270,7 @@ class LanguageModel:
             with huggingface.replacing(directory) as aside:
                 huggingface.write(aside, self.config, network, companions=self.companions)
                 carry(self.companions, self.tokenizer, aside)
+                chat_templates.write(self.chat_template, aside)
         if self.mesh is not None:
             distributed.wait_for_all(f"{directory} is saved")
 

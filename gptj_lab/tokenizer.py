@@ -172,6 +172,17 @@ class Tokenizer:
                     ids[number] = encoding.ids
         return list(map(self._checked, ids))
 
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, the characters that each stands for) of whole texts, with nothing around them.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        for text in texts:
+            _check_text(text)
+        found = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [(self._checked(encoding.ids), encoding.offsets) for encoding in found]
+
     def within(self, rows: int) -> "Tokenizer":
         """The same for an embedding of so many rows: tokens beyond it are refused in texts.
 

@@ -18,11 +18,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # DESIGN.md's direction, leftmost first: a part imports only from rows above its own.
 DIRECTION = (
-    ("names", "versions", "transformers_fields", "notices", "json_files"),
+    ("names", "versions", "transformers_fields", "notices", "json_files", "jinja_sandbox"),
     ("hugging_face_families", "special_tokens"),
     ("chunks", "hugging_face_config", "tokenizer_files"),
     ("config", "tokenizer"),
-    ("end_tokens",),
+    ("end_tokens", "chat_templates"),
     ("presets", "model", "scaling"),
     ("mesh", "checkpoints", "corpora"),
     ("language_model",),
@@ -30,6 +30,7 @@ DIRECTION = (
     ("plots", "lessons"),
     ("widgets", "colab"),
     ("cli_finetune",),
+    ("cli_chat",),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(DIRECTION) for part in row}
@@ -74,7 +75,7 @@ def complaint(importer: str, imported: str, lazy: bool) -> str | None:
     if imported not in RANK:  # gptj_lab itself, or a name such as load that it hands on
         return (
             None
-            if importer in ("cli", "cli_finetune")
+            if importer in ("cli", "cli_chat", "cli_finetune")
             else f"{importer} imports the package's front door"
         )
     if importer not in RANK:

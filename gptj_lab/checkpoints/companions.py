@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj_lab import json_files, tokenizer_files
+from gptj_lab import chat_templates, json_files, tokenizer_files
+from gptj_lab.chat_templates import ChatTemplate
 from gptj_lab.checkpoints.stored import is_lfs_pointer, pointer_sentence
 from gptj_lab.checkpoints.weights import inside
 from gptj_lab.tokenizer import Tokenizer
@@ -111,6 +112,19 @@ class Companions:
 
 
 NONE = Companions()  # of a model that was made in memory
+
+
+def chat_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template in a folder, of an adapter too; None if there is none.
+
+    Raises:
+        ValueError: its file is a link that leads out of the folder, or too large.
+    """
+    names = (chat_templates.FILE, "tokenizer_config.json")
+    files = {
+        name: _content(inside(directory, name)) for name in names if (directory / name).is_file()
+    }
+    return chat_templates.of_files(files, chat_templates.special_tokens(tokenizer))
 
 
 def carry(companions: Companions, tokenizer: Tokenizer | None, folder: Path) -> None:

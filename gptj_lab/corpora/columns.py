@@ -5,21 +5,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gptj_lab.chat_templates import Form
 from gptj_lab.corpora import chat_exports
 from gptj_lab.corpora.examples import Example, Turn, Unclear
 from gptj_lab.corpora.options import ReadingOptions
+from gptj_lab.corpora.templates import PROMPTS, SYSTEMS
 
 # Names in lower case with _ for blanks and hyphens; of several, the first that is there.
-PROMPTS = (
-    "prompt", "instruction", "question", "query", "input", "inputs", "human", "user", "q",
-    "problem", "front",
-)  # fmt: skip
 ANSWERS = (
     "completion", "response", "output", "outputs", "answer", "answers", "assistant", "gpt", "bot",
     "reply", "a", "solution", "back", "target", "chosen",
 )  # fmt: skip
 CONTEXTS = ("context", "input", "passage", "background")
-SYSTEMS = ("system_prompt", "system", "system_message")
 CHATS = (
     "messages", "conversations", "conversation", "chat_messages", "dialogue", "dialog", "chat",
     "turns",
@@ -32,6 +29,7 @@ _ROLES = {
 }  # fmt: skip
 _SPEAKERS = ("role", "from", "speaker", "author", "sender")
 _WORDS = ("content", "value", "text", "message")
+_CALLS = ("tool_calls", "function_call")
 _HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # Anthropic's HH-RLHF
 KNOWN = {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *CHATS, *TEXTS}
 
@@ -87,6 +85,35 @@ def example_of(row: Mapping[Any, Any], options: ReadingOptions) -> tuple[Example
     if plain_name(text) == "content" and there.keys() & set(_SPEAKERS):
         raise Unclear("it is one message of a chat: a row with the list of them is needed")
     return Example(text=_words(row, text)), {text}
+
+
+def formed(example: Example, row: Mapping[Any, Any], form: Form) -> tuple[Example, set[Any]]:
+    """(the example that a person's own form makes of a row, the fields that it uses).
+
+    A field that the row doesn't have may be a role's: prompt, answer, system or context.
+
+    Raises:
+        Unclear: it is neither.
+    """
+    names, used = _plain(tuple(row)), set()
+    values: dict[str, str] = {}
+    for field in form.fields:
+        name = field if field in row else names.get(plain_name(field))
+        if name is not None:
+            used.add(name)
+            values[field] = _answer(row, name) if field == form.answer else _scalar(row, name)
+        elif field in ("prompt", "answer", "system", "context"):
+            values[field] = getattr(example, field) or ""
+        else:
+            raise Unclear(
+                f"the template has the field {field!r}, which it doesn't have: its fields are "
+                f"{_listed(row)}"
+            )
+    system = next((values[f] for f in form.fields if plain_name(f) in SYSTEMS), "")
+    extras = {f: v for f, v in values.items() if f not in (form.asked, form.answer)}
+    return Example(
+        prompt=values[form.asked], answer=values[form.answer], system=system, extras=extras
+    ), used
 
 
 def _is_empty(value: Any) -> bool:
@@ -215,7 +242,9 @@ def _chat(
     system = _role(row, options.system_field, there, SYSTEMS)
     if system is not None and all(turn.role != "system" for turn in turns):
         turns, used = [Turn("system", _words(row, system)), *turns], used | {system}
-    return Example(turns=tuple(turns)), used
+    tools = there.get("tools") or there.get("functions")
+    listed = row[tools] if tools is not None and isinstance(row[tools], list) else []
+    return Example(turns=tuple(turns), tools=listed), used
 
 
 def turns_of(messages: Any, field: str, me: str | None = None) -> list[Turn]:
@@ -233,6 +262,8 @@ def turns_of(messages: Any, field: str, me: str | None = None) -> list[Turn]:
         if not isinstance(message, Mapping):
             raise Unclear(f"its {field} holds a {type(message).__name__}, not a message")
         speaker = _speaker(message) or "role"
+        if calls := next((name for name in _CALLS if message.get(name)), None):
+            raise Unclear(f"it calls tools ({calls}), and only words are trained on here")
         words = next((name for name in _WORDS if message.get(name) is not None), "content")
         name = _words(message, speaker)
         role = _ROLES.get(name.lower())

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from gptj_lab.corpora.templates import Templates, default
+
 FIELDS = ("text_field", "prompt_field", "answer_field", "system_field", "context_field")
 
 
@@ -16,6 +18,7 @@ class ReadingOptions:
         system_field, context_field: fields that go into the prompt.
         me: whose words are the assistant's in an exported chat.
         encoding: of text files, by Python's name for it.
+        templates: what makes text of prompts and answers.
 
     Raises:
         TypeError, ValueError: one is no text, or doesn't go with another.
@@ -31,9 +34,10 @@ class ReadingOptions:
     context_field: str | None = None
     me: str | None = None
     encoding: str | None = None
+    templates: Templates = dataclasses.field(default_factory=default)
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in self._said():
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{name} is {value!r}: a name is needed")
             if value is not None and not value.strip():
@@ -60,4 +64,8 @@ class ReadingOptions:
 
     def key(self) -> dict[str, Any]:
         """What a cache of the tokens depends on."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return {**{name: value for name, value in self._said() if value}, **self.templates.key()}
+
+    def _said(self) -> list[tuple[str, Any]]:
+        names = (field.name for field in dataclasses.fields(self) if field.name != "templates")
+        return [(name, getattr(self, name)) for name in names]

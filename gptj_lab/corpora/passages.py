@@ -27,6 +27,12 @@ class Passage:
         trained: whether a loss is taken on it.
         begins: it is the first of its document.
         origin: the file or place that it came from.
+        answers: of a text that a template made: the ranges of characters that a loss is taken on,
+            in place of `trained`. It is its whole document.
+        words: of such a text, the ranges that are the row's own words, not the template's.
+        parted: an answer begins with the first token that isn't the same without it, as TRL cuts a
+            prompt from its completion; else with the first that holds a character of it.
+        closes: whether the end of text after it is predicted.
     """
 
     text: str | None
@@ -34,6 +40,10 @@ class Passage:
     begins: bool = True
     origin: str = "text"
     token_ids: np.ndarray | None = None
+    answers: tuple[tuple[int, int], ...] | None = None
+    words: tuple[tuple[int, int], ...] = ()
+    parted: bool = False
+    closes: bool = True
 
 
 class Refused(ValueError):

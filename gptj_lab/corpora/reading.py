@@ -316,7 +316,7 @@ def _of_chats(
         if chat is None:
             return
         for place, example in conversations(chat, options.me, name, notes):
-            yield from whole_passages(example, place, notes, name)
+            yield from whole_passages(example, place, notes, options, name)
 
 
 def _of_archive(

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gptj_lab.corpora.columns import example_of
-from gptj_lab.corpora.examples import Example, Unclear, example_passages
+from gptj_lab.corpora.columns import example_of, formed
+from gptj_lab.corpora.examples import Example, Unclear
 from gptj_lab.corpora.options import ReadingOptions
-from gptj_lab.corpora.passages import Passage, ReadingNotes
+from gptj_lab.corpora.passages import Passage, ReadingNotes, documents
+from gptj_lab.corpora.templates import example_passage
 
 
 def row_passages(
@@ -24,7 +25,7 @@ def row_passages(
     except Unclear as unclear:
         notes.skip(f"a row left out: {unclear}", f"{place} {_excerpt(row)}")
         return
-    found = whole_passages(example, place, notes, origin, row)
+    found = whole_passages(example, place, notes, options, origin, row)
     if found and isinstance(row, Mapping):
         _tell(row, used, example, place, notes, options)
     yield from found
@@ -34,12 +35,17 @@ def whole_passages(
     example: Example,
     place: str,
     notes: ReadingNotes,
+    options: ReadingOptions,
     origin: str | None = None,
     shown: Any = None,
 ) -> list[Passage]:
     """The passages of an example; one that teaches nothing is noted and gives none."""
+    origin = origin or place
     try:
-        found = list(example_passages(example, origin or place, notes, place))
+        if example.text is not None:
+            found = list(documents([example.text], origin, notes))
+        else:
+            found = [example_passage(example, options.templates, origin, notes, place)]
         for passage in found:
             (passage.text or "").encode()
     except UnicodeEncodeError:
@@ -62,7 +68,10 @@ def _example(row: Any, options: ReadingOptions) -> tuple[Example, set[Any]]:
         row = {"messages": row}
     if not isinstance(row, Mapping):
         raise Unclear(f"a {type(row).__name__} where an object with fields is needed")
-    return example_of(row, options)
+    example, used = example_of(row, options)
+    if options.templates.form is not None and example.answer is not None:
+        return formed(example, row, options.templates.form)
+    return example, used
 
 
 def _tell(
@@ -85,7 +94,7 @@ def _tell(
         if _is_said(value, example):
             continue
         fault = f"a row whose field {str(name)!r} holds text that isn't used"
-        if options.named:  # then by intention
+        if options.named or options.templates.form is not None:  # then by intention
             notes.remark(fault, place)
         else:
             notes.skip(f"{fault} (naming those that are, prompt_field=..., is an assent)", place)

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptj_lab.corpora import reading
+from gptj_lab.chat_templates import ChatTemplate
+from gptj_lab.corpora import reading, templates
 from gptj_lab.corpora.content import content_key
 from gptj_lab.corpora.options import ReadingOptions
 from gptj_lab.corpora.passages import Passage, ReadingNotes
@@ -24,7 +25,7 @@ from gptj_lab.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Batches", "Corpus", "HubDataset", "Report", "Stretch", "Windows", "prepare"]
 
-_READING = 2  # raised when the same sources become another text
+_READING = 3  # raised when the same sources become another text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class Corpus:
         train: the windows to train on.
         held_out: the windows to measure on; none of a text too small for that.
         split: what the split found: copies, leaks.
+        template: what made text of its prompts and answers; None if it has none, or has them ready.
+        asked: the arguments `template` and `loss_on`, for a run's record.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Corpus:
     train: Windows
     held_out: Windows
     split: splitting.Split
+    template: ChatTemplate | None = None
+    asked: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def batches(self, batch: int, *, seed: int = 0, host: int = 0, hosts: int = 1) -> Batches:
         """Shuffled batches without end; see Batches for their state.
@@ -110,6 +115,9 @@ def prepare(
     context_field: str | None = None,
     me: str | None = None,
     encoding: str | None = None,
+    template: str | Path | ChatTemplate | None = None,
+    loss_on: str = "answers",
+    own_template: ChatTemplate | None = None,
     strict: bool = False,
     cache: Path | str | None = None,
 ) -> Corpus:
@@ -127,6 +135,11 @@ def prepare(
         system_field, context_field: fields that go into the prompt, likewise.
         me: whose words are the assistant's in an exported chat (WhatsApp, Telegram, ...).
         encoding: of text files that aren't UTF-8, such as "cp1251".
+        template: what makes text of prompts and answers: "plain", "chat", "chatml", "alpaca",
+            "tokenizer", "none", a form such as "### {question}\\n{answer}", or a .jinja file; by
+            default `own_template`, else plain for pairs and chat for conversations.
+        loss_on: "answers", or "all" of the text.
+        own_template: the model's.
         strict: refuse bad lines and odd encodings instead of skipping and noting them.
 
     Raises:
@@ -138,6 +151,7 @@ def prepare(
     options = ReadingOptions(
         text_field=text_field, prompt_field=prompt_field, answer_field=answer_field,
         system_field=system_field, context_field=context_field, me=me, encoding=encoding,
+        templates=templates.chosen(template, tokenizer, own_template, loss_on),
     )  # fmt: skip
     tokenised = functools.partial(
         _tokenised, tokenizer=tokenizer, options=options, strict=strict, folder=folder
@@ -158,6 +172,8 @@ def prepare(
         train=Windows(store, split.train, context, packing),
         held_out=Windows(held_store, split.held_out, context, packing),
         split=split,
+        template=templates.template_of(store.about, options.templates, tokenizer),
+        asked={"template": templates.as_text(template), "loss_on": loss_on},
     )
 
 
@@ -173,16 +189,18 @@ def _tokenised(
     sources: Source, *, tokenizer: Tokenizer, options: ReadingOptions, strict: bool, folder: Path
 ) -> token_cache.TokenStore:
     notes = ReadingNotes(strict=strict)
+    about = options.templates.facts
+    options.templates.begin()
     found: Iterator[Passage] = reading.passages(sources, notes, options)
     settings: dict[str, Any] = {"strict": strict, "reading": _READING, **options.key()}
     content = content_key(sources)
     if content is not None:
         name = token_cache.key(content, tokenizer, settings)
-        return token_cache.build(folder / name, found, notes, tokenizer)
+        return token_cache.build(folder / name, found, notes, tokenizer, about)
     # What streams by is known once it was read: it is named then.
     hashed = hashlib.blake2b(digest_size=16)
     aside = folder / f"stream-{uuid.uuid4().hex}"
-    token_cache.build(aside, _hashing(found, hashed), notes, tokenizer)
+    token_cache.build(aside, _hashing(found, hashed), notes, tokenizer, about)
     name = token_cache.key(hashed.hexdigest(), tokenizer, settings)
     return token_cache.renamed(aside, folder / name)
 
@@ -190,7 +208,8 @@ def _tokenised(
 def _hashing(passages: Iterator[Passage], hashed: Any) -> Iterator[Passage]:
     for passage in passages:
         content = passage.text if passage.token_ids is None else passage.token_ids.tolist()
-        hashed.update(repr((content, passage.trained, passage.begins)).encode())
+        about = (content, passage.trained, passage.begins, passage.answers, passage.closes)
+        hashed.update(repr(about).encode())
         yield passage
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from gptj_lab.corpora import templates
 from gptj_lab.finetuning.packing import Windows
 from gptj_lab.finetuning.splitting import LEAK, Split
 from gptj_lab.finetuning.token_store import TokenStore
@@ -87,6 +88,7 @@ def examine(
     )
     sentences = [
         *_becomes(report, train, steps * batch if steps and batch else 0),
+        *templates.sentences(train.store.about),
         *_held_out(report, held_out, split),
         *_repeats(report, split),
         *_oddities(train, report),
@@ -96,9 +98,7 @@ def examine(
 
 
 def _trained(stores: list[TokenStore], tokens: int) -> float:
-    silent = sum(
-        int(np.count_nonzero(~store.trained)) for store in stores if store.trained is not None
-    )
+    silent = sum(store.silent for store in stores)
     return 1 - silent / tokens if tokens else 0.0
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gptj_lab import notices
-from gptj_lab.checkpoints import families, hub, huggingface
+from gptj_lab import chat_templates, notices
+from gptj_lab.checkpoints import companions, families, hub, huggingface
 from gptj_lab.checkpoints.filling import parameter_shapes
 from gptj_lab.checkpoints.torch_files import read_torch
 from gptj_lab.finetuning import begun, joining, peft_config, replaced
@@ -63,6 +63,23 @@ def save_adapter(
         # By Python's own write: safetensors' says of a full disk no OSError.
         (aside / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         (aside / peft_config.FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        save_template(model, aside)
+
+
+def save_template(model: LanguageModel, folder: Path) -> None:
+    """Writes the chat template, if the model has one, and the tokenizer that it is for.
+
+    Beside an adapter they lie as transformers' trainers leave them.
+    """
+    if model.chat_template is not None:
+        companions.carry(model.companions.tokenizer(), model.tokenizer, folder)
+        chat_templates.write(model.chat_template, folder)
+
+
+def load_template(model: LanguageModel, directory: Path) -> None:
+    """Gives a model the chat template of an adapter's folder, if there is one."""
+    found = companions.chat_template(directory, model.tokenizer)
+    model.chat_template = found or model.chat_template
 
 
 def check_savable(model: LanguageModel, names: Sequence[str], dora: bool = False) -> None:
@@ -141,6 +158,7 @@ def load_adapter(
     new = adapters.with_pairs(model, pairs, name)
     modules = config["modules_to_save"] or ()
     replaced.put(new, name, whole, modules, str(directory), untie=own_ends)
+    load_template(new, directory)
     return new
 
 

@@ -11,11 +11,11 @@ _REMEMBERED = 1 << 21  # hashes of held-out runs kept in memory; of more, a samp
 
 
 def runs(store: TokenStore, units: Units, unit: int) -> np.ndarray:
-    """The hashes of a unit's runs of 13 tokens."""
+    """The hashes of a unit's runs of 13 tokens, those of a template left out."""
     document, start = int(units.document[unit]), int(units.start[unit])
     first = int(units.opens[unit])  # the mark in front is in all
     length = int(store.documents["length"][document])
-    tokens, _ = store.read(
+    tokens = store.words(
         document, start + first, min(int(units.size[unit]) + 1, length - start) - first
     )
     return fingerprints.shingles(tokens, RUN)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 Kind = Literal["lora", "prompt", "model"]
 _SETTINGS = (
-    "steps", "batch", "context", "packing", "held_out", "seed", "dtype", "remat", "patience",
+    "steps", "batch", "context", "packing", "held_out", "template", "loss_on",
+    "seed", "dtype", "remat", "patience",
     "method", "optimiser",
 )  # fmt: skip
 _ROWS = 12  # of the loss table
@@ -80,7 +81,8 @@ def card(
     if run is not None:
         last = run.evaluations[-1]["step"] if run.evaluations else 0
         of = last if step is None else step
-        parts += [*_losses(run, of), *_samples(run, of), *_data(run), *_settings(run.settings)]
+        parts += [*_losses(run, of), *_samples(run, of), *_template(run), *_data(run)]
+        parts += _settings(run.settings)
     parts += _loading(name, kind, base, int8)
     return "\n\n".join(parts) + "\n"
 
@@ -144,6 +146,21 @@ def _samples(run: Any, step: int) -> list[str]:
     said = f"After step {rows[-1]['step']:,}; the prompt, and below the line its text."
     shown = [fenced(f"{each['prompt']}\n{'-' * 8}\n{each['text']}") for each in rows[-1]["samples"]]
     return ["## Samples", said, *shown]
+
+
+def _template(run: Any) -> list[str]:
+    """How a prompt is to be put, if the model was trained on prompts and answers."""
+    template = run.corpus.template
+    if template is None:
+        return []
+    asked = [{"role": "user", "content": "What is asked?"}]
+    prompt = template([*asked, {"role": "assistant", "content": "What is answered."}])
+    said = (
+        f"Trained with the chat template {_plain(template.name)}: `model.chat(...)` of gptj_lab "
+        "and `tokenizer.apply_chat_template(messages, add_generation_prompt=True)` of transformers "
+        "(chat_template.jinja) put a prompt so:"
+    )
+    return ["## How to ask it", said, fenced(prompt)]
 
 
 def _data(run: Any) -> list[str]:

@@ -113,7 +113,7 @@ class Windows:
 
     def _counted(self) -> np.ndarray:
         """How many predictions of each piece count."""
-        if self.store.trained is None:
+        if self.store.flags is None:
             return self._size
         pieces = zip(self._document, self._start, self._size, strict=True)
         return np.array(

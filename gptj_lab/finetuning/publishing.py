@@ -18,7 +18,8 @@ from gptj_lab.finetuning import model_card
 _FILES = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|config\.json|generation_config\.json|"
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|tokenizer\.json|"
-    r"tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
+    r"tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|"
+    r"chat_template\.jinja"
 )
 _KINDS: dict[str, model_card.Kind] = {"LORA": "lora", "PROMPT_TUNING": "prompt"}
 

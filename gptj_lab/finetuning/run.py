@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from gptj_lab.chat_templates import ChatTemplate
 from gptj_lab.checkpoints import huggingface
 from gptj_lab.checkpoints.training_state import TrainingStates
 from gptj_lab.finetuning import (
@@ -88,8 +89,10 @@ class Run:
             recording = Recording(chosen.out)
             if recording.settings is not None and chosen.out is not None:
                 settings.agree(recording.settings, self.settings, chosen.out)
+            tuned = model.twin()
+            tuned.chat_template = corpus.template or model.chat_template
             trainer = Trainer(
-                model, chosen.method, chosen.optimiser, steps=chosen.steps, seed=chosen.seed,
+                tuned, chosen.method, chosen.optimiser, steps=chosen.steps, seed=chosen.seed,
                 dtype=chosen.dtype, remat=chosen.remat,
             )  # fmt: skip
             self._loop = Loop(trainer, corpus, chosen, recording, self._control)
@@ -437,6 +440,8 @@ def finetune(
     context_field: str | None = None,
     me: str | None = None,
     encoding: str | None = None,
+    template: str | Path | ChatTemplate | None = None,
+    loss_on: str = "answers",
     wait: bool = True,
     say: Callable[[str], object] = print,
 ) -> Run:
@@ -477,6 +482,12 @@ def finetune(
             answer, and what goes into the prompt, likewise.
         me: whose words are the assistant's in an exported chat (WhatsApp, Telegram, ...).
         encoding: of text files that aren't UTF-8, such as "cp1251".
+        template: what makes text of prompts and answers, saved with the result so that
+            `model.chat` and transformers make the same: "plain" (a line break and "Answer:"),
+            "chat" (User:, Assistant:), "chatml", "alpaca", "tokenizer" (the model's own), "none"
+            (rows as they are), a form such as "### {question}\\n{answer}", or a .jinja file. By
+            default the model's own, else plain for pairs and chat for conversations.
+        loss_on: "answers", with the token that ends each, or "all" of the text.
         wait: train in the calling thread, tell `say` a line an evaluation and show a bar; Ctrl-C
             saves, stops and raises KeyboardInterrupt. False trains in a thread and says nothing:
             read the Run.
@@ -513,7 +524,8 @@ def finetune(
             data, model.tokenizer, context=fitting.room(context, model, method), held_out=held_out,
             packing=packing, strict=strict, text_field=text_field, prompt_field=prompt_field,
             answer_field=answer_field, system_field=system_field, context_field=context_field,
-            me=me, encoding=encoding,
+            me=me, encoding=encoding, template=template, loss_on=loss_on,
+            own_template=model.chat_template,
         )  # fmt: skip
     if patience is not None and not len(corpus.held_out):
         raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from gptj_lab import versions
+from gptj_lab.corpora import templates
 from gptj_lab.finetuning import continuing
 from gptj_lab.finetuning.corpus import Corpus
 from gptj_lab.finetuning.loss import check_remat
@@ -115,6 +116,8 @@ class Settings:
             "packing": corpus.train.packing,
             "held_out": held_out,
             "corpus": corpus.name,
+            **corpus.asked,
+            "chat_template": corpus.template and templates.as_text(corpus.template),
             "base": {
                 "name": model.name, "weights": model.weights, "fingerprint": fingerprint(model),
             },
@@ -133,6 +136,8 @@ def agree(saved: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> Non
         old, new = before.get(name), now.get(name)
         if old == new or name in _FREE or (name == "held_out" and None in (old, new)):
             continue
+        if name in ("template", "loss_on", "chat_template") and name not in saved:
+            continue  # of an older version; then the text differs too
         if name == "corpus":
             raise ValueError(
                 f"the text is another than the run in {out} was begun with, or another version of "

@@ -114,6 +114,7 @@ def save(model: LanguageModel, directory: Path | str) -> None:
         stored = safetensors({_TENSOR: vectors}, {"format": "pt"})
         (aside / "adapter_model.safetensors").write_bytes(stored)
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        export.save_template(model, aside)
 
 
 def load(model: LanguageModel, directory: Path | str) -> LanguageModel:
@@ -135,7 +136,9 @@ def load(model: LanguageModel, directory: Path | str) -> LanguageModel:
         )
     if not np.isfinite(vectors).all():
         raise ValueError(f"the prompt in {directory} holds NaN or infinite values")
-    return _with(model, jnp.asarray(vectors))
+    prompted = _with(model, jnp.asarray(vectors))
+    export.load_template(prompted, directory)
+    return prompted
 
 
 def load_trained(

@@ -141,7 +141,7 @@ def _sections(store: TokenStore, context: int, share: float) -> Units:
     total = int(units.size.sum())
     length = max(_SECTION, min(context, 8 * _SECTION), min(_LONGEST, int(total * share / 8)))
     parts = np.maximum(1, units.size // length)
-    if store.trained is not None:  # a prompt stays with its answer
+    if store.flags is not None:  # a prompt stays with its answer
         parts = np.ones_like(parts)
     unit = np.repeat(np.arange(len(units)), parts)
     turn = np.arange(len(unit)) - np.repeat(np.cumsum(parts) - parts, parts)

@@ -154,6 +154,7 @@ class Decoding:
         seed: int = 0,
         samples: int = 1,
         keep_end: bool = False,
+        add_special_tokens: bool = True,
         prompt_logprobs: bool = False,
         **sampling_settings: Any,
     ):
@@ -167,6 +168,8 @@ class Decoding:
             seed: the same seed gives a prompt the same text, alone or in a batch.
             samples: completions of each prompt.
             keep_end: of a prompt too long for the context, keep the end; otherwise it is refused.
+            add_special_tokens: put before a prompt what the tokenizer puts there (a bos_token); a
+                chat template says itself what stands there.
             prompt_logprobs: fill `prompt_tokens` of the rows.
             sampling_settings: temperature, top_k, ...: as of `sampling.make_settings`.
 
@@ -193,7 +196,9 @@ class Decoding:
             self._ends = ends.chosen(end_tokens, model.tokenizer, config.vocab_size)
         self._settings = sampling.make_settings(config.vocab_size, **sampling_settings)
         self._model = model
-        self._prompts = [_prompt_ids(model, prompt, limit, keep_end) for prompt in prompts]
+        self._prompts = [
+            _prompt_ids(model, prompt, limit, keep_end, add_special_tokens) for prompt in prompts
+        ]
         self._virtual = model.virtual_tokens  # of a soft prompt: read before each prompt
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
@@ -339,10 +344,11 @@ def stream(model: LanguageModel, prompt: str, **settings: Any) -> Iterator[str]:
         raise TypeError(f"the prompt is of the type {type(prompt).__name__}: give stream one str")
     if settings.get("samples", 1) != 1:
         raise ValueError(f"samples is {settings['samples']}: stream gives one text, use generate")
-    return _pieces(Decoding(model, prompt, **settings))
+    return pieces(Decoding(model, prompt, **settings))
 
 
-def _pieces(decoding: Decoding) -> Iterator[str]:
+def pieces(decoding: Decoding) -> Iterator[str]:
+    """The text of a decoding's first row as it comes; closing the iterator stops the work."""
     shown = 0
     row = decoding.rows[0]
     try:
@@ -547,9 +553,11 @@ def _check_prompt(prompt: Any) -> None:
         raise TypeError(f"the prompt is {shown}: give a str, or a list of them")
 
 
-def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -> list[int]:
+def _prompt_ids(
+    model: LanguageModel, prompt: str, limit: int, keep_end: bool, special: bool
+) -> list[int]:
     """The prompt's tokens, cut from the front if that was asked for."""
-    ids = model.tokenizer.encode(prompt)
+    ids = model.tokenizer.encode(prompt, add_special_tokens=special)
     if not ids:
         raise ValueError(
             f"the prompt is empty: give some text, or {model.tokenizer.end_of_text!r} to begin a "
@@ -563,7 +571,8 @@ def _prompt_ids(model: LanguageModel, prompt: str, limit: int, keep_end: bool) -
             "its end"
         )
     if keep_end and len(ids) + limit > context:
-        begin = len(model.tokenizer.before)  # a token that every text begins with stays
+        # A token that every text begins with stays.
+        begin = len(model.tokenizer.before) if special else 0
         kept = max(context - limit, context // 2) - begin
         return [*ids[:begin], *ids[len(ids) - kept :]]
     return ids

@@ -314,13 +314,13 @@ class TuneBoard(anywidget.AnyWidget):
 
     def _tokenise(self, source: Any) -> None:
         settings = self.settings
-        context, tokenizer = self.context, self.model.tokenizer
+        context, tokenizer, own = self.context, self.model.tokenizer, self.model.chat_template
         reading = {name: settings[name] for name in tuneboard_form.OF_READING if name in settings}
 
         def make() -> Corpus:
             return corpora.prepare(
                 source, tokenizer, context=context, held_out=settings["held_out"],
-                packing=settings["packing"], **reading,
+                packing=settings["packing"], own_template=own, **reading,
             )  # fmt: skip
 
         self._preparation.begin(make)

@@ -38,6 +38,12 @@ export function formPane(x) {
     else label = make.input(field.label, { type: "text", ...(field.kind === "text" ? {} : { inputmode: "decimal" }), size: field.kind === "text" ? 20 : 8, autocomplete: "off" }, change);
     const { input } = label;
     const row = make("div", "gt-field", label, ...hint);
+    if (field.kind === "text" && field.choices.length) {  // suggestions; another text is taken too
+      const list = make("datalist", "", ...field.choices.map(([value, text]) => make("option", "", { value }, text)));
+      list.id = `gt-${field.name}-${Math.random().toString(36).slice(2)}`;
+      input.setAttribute("list", list.id);
+      row.append(list);
+    }
     if (field.kind === "bool") return { field, row, input, get: () => input.checked, set: (on) => (input.checked = Boolean(on)) };
     return { field, row, input, get: () => (input.value === "" ? null : input.value), set: (value) => (input.value = value ?? "") };
   }

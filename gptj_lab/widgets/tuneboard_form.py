@@ -20,7 +20,10 @@ _TITLES = {
     "last_blocks": "the last blocks", "soft_prompt": "soft prompt: vectors before the text",
 }  # fmt: skip
 # A Corpus has settled these.
-OF_READING = ("strict", *(field.name for field in dataclasses.fields(ReadingOptions)))
+OF_READING = (
+    "strict", "template", "loss_on",
+    *(field.name for field in dataclasses.fields(ReadingOptions) if field.name != "templates"),
+)  # fmt: skip
 OF_THE_DATA = ("context", "held_out", "packing", *OF_READING)
 
 
@@ -34,7 +37,7 @@ class Field:
         kind: "int", "float", "bool", "choice", "targets", "text" or "lines".
         default: as the form shows it; None: empty, which means None.
         method: the method that it belongs to, if it isn't everyone's.
-        choices: of a "choice" or of "targets": (value, words).
+        choices: of a "choice" or of "targets", and suggestions for a "text": (value, words).
         hint: what it does, in a few words.
     """
 
@@ -57,6 +60,13 @@ _SHAPES = (
     ("cosine", "warm-up, cosine"), ("linear", "warm-up, linear"), ("constant", "warm-up, constant"),
     ("original", "GPT-J's original"),
 )  # fmt: skip
+_TEMPLATES = (
+    ("plain", "a line break and Answer:"), ("chat", "User: and Assistant:"),
+    ("chatml", "<|im_start|> and <|im_end|>"), ("alpaca", "### Instruction: and ### Response:"),
+    ("tokenizer", "the model's own"), ("none", "rows as they are"),
+    ("### {question}\n{answer}".replace("\n", "\\n"), "a form of your own"),
+)  # fmt: skip
+_LOSS_ON = (("answers", "answers only"), ("all", "all of the text"))
 _LORA, _LAST, _SOFT, _OPTIMISER = LoRA(), LastBlocks(), SoftPrompt(), Optimiser()
 FIELDS = (
     Field("method", "method", "choice", "method", "lora", choices=tuple(_TITLES.items())),
@@ -95,6 +105,9 @@ FIELDS = (
     Field("text_field", "run", "text", "text's column", None, hint="of rows; empty: found"),
     Field("prompt_field", "run", "text", "prompt's column", None, hint="of rows; empty: found"),
     Field("answer_field", "run", "text", "answer's column", None, hint="of rows; empty: found"),
+    Field("template", "run", "text", "template", None, None, _TEMPLATES,
+          hint="prompt to text; empty: plain or chat"),
+    Field("loss_on", "run", "choice", "loss on", "answers", None, _LOSS_ON),
     Field("me", "run", "text", "me in a chat", None, hint="the assistant; empty: nobody"),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
@@ -128,7 +141,7 @@ def _plain(value: Any, kind: str) -> Any:
     if kind in ("targets", "lines"):
         return [value] if isinstance(value, str) else [str(each) for each in value or ()]
     if kind == "text" and value is not None:
-        return str(value)
+        return str(value).replace("\n", "\\n")
     return value if isinstance(value, str | int | float | bool | None) else None
 
 
@@ -171,7 +184,7 @@ def settings_of_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         name: value
         for name, value in recorded.items()
-        if name not in ("base", "corpus", "held_out")
+        if name not in ("base", "corpus", "held_out", "chat_template")
     }
     if recorded.get("held_out") is not None:
         found["held_out"] = recorded["held_out"]
@@ -198,6 +211,8 @@ def _read(field: Field, value: Any) -> Any:
         raise ValueError(f"{field.label} is {value!r}: {', '.join(dict(field.choices))} are there")
     if field.kind in ("int", "float"):
         return _number(field, value)
+    if field.name == "template":
+        return str(value).replace("\\n", "\n")
     return str(value)
 
 

@@ -13,11 +13,24 @@ def read(rows, strict=False, **options):
     for passage in reading.passages(rows, notes, ReadingOptions(**options)):
         if passage.begins:
             found.append([])
-        found[-1].append((passage.text, passage.trained))
+        found[-1] += stretches(passage)
     return found, "\n".join(notes.sentences())
 
 
+def stretches(passage):
+    """[(text, whether it is trained on)] of a passage."""
+    if passage.answers is None:
+        return [(passage.text, passage.trained)]
+    found, place = [], 0
+    for start, end in passage.answers:
+        found += [(passage.text[place:start], False), (passage.text[start:end], True)]
+        place = end
+    return [each for each in [*found, (passage.text[place:], False)] if each[0]]
+
+
 def pair(asked, answered):
+    if not asked.endswith(" ") and not answered.startswith(" "):  # else it stays as it is
+        answered = f"\nAnswer: {answered}"
     return [[(asked, False), (answered, True)]]
 
 
@@ -31,26 +44,26 @@ def pair(asked, answered):
 )  # fmt: skip
 def test_names_are_found_whatever_their_case(names):
     assert read([dict(zip(names, ("Who?", "I."), strict=True))], strict=True)[0] == (
-        pair("Who?\n", "I.")
+        pair("Who?", "I.")
     )
 
 
 @pytest.mark.parametrize(
     ("row", "asked", "answered"),
     [
-        ({"instruction": "Say.", "context": "A sea.", "response": "ok"}, "Say.\n\nA sea.\n", "ok"),
-        ({"instruction": "Say.", "context": "", "response": "ok"}, "Say.\n", "ok"),
+        ({"instruction": "Say.", "context": "A sea.", "response": "ok"}, "Say.\n\nA sea.", "ok"),
+        ({"instruction": "Say.", "context": "", "response": "ok"}, "Say.", "ok"),
         (
             {"system_prompt": "Be kind.", "question": "Who?", "response": "I."},
-            "Be kind.\n\nWho?\n", "I.",
+            "Be kind.\n\nWho?", "I.",
         ),
         (
             {"question": "Who?", "context": "I am.", "answers": {"text": ["I"], "start": [0]}},
-            "Who?\n\nI am.\n", "I",
+            "Who?\n\nI am.", "I",
         ),
-        ({"question": "2+2", "answer": 4}, "2+2\n", "4"),
-        ({"question": "zero", "answer": 0}, "zero\n", "0"),
-        ({"question": "half", "answers": [0.5, 1]}, "half\n", "0.5"),
+        ({"question": "2+2", "answer": 4}, "2+2", "4"),
+        ({"question": "zero", "answer": 0}, "zero", "0"),
+        ({"question": "half", "answers": [0.5, 1]}, "half", "0.5"),
         ({"prompt": "Once ", "completion": "more"}, "Once ", "more"),
         ({"prompt": "Once", "completion": " more"}, "Once", " more"),
     ],
@@ -65,9 +78,9 @@ def test_named_fields_are_taken_whatever_else_is_there():
         [row], prompt_field="frage", answer_field="ANTWORT", system_field="Rolle",
         context_field="Text",
     )  # fmt: skip
-    assert found == pair("Hilf.\n\nWer?\n\nEin Wal.\n", "Ich.")
+    assert found == pair("Hilf.\n\nWer?\n\nEin Wal.", "Ich.")
     assert read([{"question": "Who?", "Antwort": "I."}], answer_field="Antwort")[0] == (
-        pair("Who?\n", "I.")
+        pair("Who?", "I.")
     )
     assert read([row], text_field="text")[0] == [[("Ein Wal.", True)]]
 
@@ -107,7 +120,7 @@ def test_text_that_is_not_used_is_told_and_strict_refuses_it():
 
 def test_a_copy_of_prompt_and_answer_in_a_form_is_no_text_that_is_lost():
     row = {"instruction": "Do it.", "output": "Done.", "text": "Below: Do it. ### Done."}
-    assert read([row], strict=True)[0] == pair("Do it.\n", "Done.")
+    assert read([row], strict=True)[0] == pair("Do it.", "Done.")
     turns = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "I."}]
     assert read([{"prompt": "Who is it?", "messages": turns}], strict=True)[0]
 
@@ -133,7 +146,7 @@ def test_an_empty_answer_is_told():
 def test_preference_pairs_are_told_as_what_they_become(row):
     found, said = read([row], strict=True)
     assert "1 x a preference pair, trained on its chosen answer only" in said
-    assert "".join(text for text, trained in found[0] if trained).strip() == "Yo"
+    assert "".join(text for text, trained in found[0] if trained).endswith("Yo")
     assert "No" not in str(found)
 
 
@@ -148,7 +161,7 @@ def test_conversations_of_other_shapes():
     assert "a turn of 'Anna'" in read([{"messages": named}])[1]
     picture = [turns[0], {"role": "assistant", "content": [{"type": "image_url"}]}]
     assert "a part of type 'image_url': only texts are read" in read([{"messages": picture}])[1]
-    assert read([("Hi", "Yo")])[0] == pair("Hi\n", "Yo")
+    assert read([("Hi", "Yo")])[0] == pair("Hi", "Yo")
 
 
 def test_turns_of_weight_0_are_not_trained_on():

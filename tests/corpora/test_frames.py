@@ -15,7 +15,7 @@ from gptj_lab.finetuning import corpus
 from gptj_lab.tokenizer import Tokenizer
 
 COLUMNS = {"Question": ["Who?", "Where?"], "Answer": ["I.", "Here."]}
-EXPECTED = ["Who?\nI.", "Where?\nHere."]
+EXPECTED = ["Who?\nAnswer: I.", "Where?\nAnswer: Here."]
 
 
 def read(source, **options):
@@ -34,7 +34,7 @@ def test_pandas():
     assert read(frame["Answer"])[0] == ["I.", "Here."]
     numbers = pandas.DataFrame({"prompt": ["two", None], "answer": [2, 3], "x": [np.nan, 1.0]})
     found, said = read(numbers)
-    assert found == ["two\n2"] and "its prompt is empty" in said
+    assert found == ["two\nAnswer: 2"] and "its prompt is empty" in said
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
     arrays = pandas.DataFrame({"messages": [np.array(turns, dtype=object)]})
     assert read(arrays)[0] == ["User: Hi\n\nAssistant: Yo"]

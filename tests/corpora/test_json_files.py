@@ -54,7 +54,7 @@ def test_rows_lie_in_many_shapes(tmp_path, value):
     path = tmp_path / "rows.json"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_text(json.dumps(value), encoding)
-        assert read(path)[0] == ["q 0\na 0", "q 1\na 1"]
+        assert read(path)[0] == ["q 0\nAnswer: a 0", "q 1\nAnswer: a 1"]
 
 
 def test_other_values_of_a_file(tmp_path):

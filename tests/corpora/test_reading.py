@@ -117,11 +117,11 @@ def test_texts_and_paths_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "2+2=", "completion": "4"}, [("2+2=\n", False), ("4", True)]),
+        ({"prompt": "2+2=", "completion": "4"}, [("2+2=", False), ("\nAnswer: 4", True)]),
         ({"prompt": "2+2=", "completion": " 4"}, [("2+2=", False), (" 4", True)]),
         (
             {"instruction": "Add.", "input": "2, 2", "output": "4"},
-            [("Add.\n\n2, 2\n", False), ("4", True)],
+            [("Add.\n\n2, 2", False), ("\nAnswer: 4", True)],
         ),
         (
             {
@@ -154,9 +154,13 @@ def test_texts_and_paths_are_told_apart(tmp_path):
     ],
 )
 def test_the_loss_of_a_row_is_on_its_answers(row, expected):
-    found = list(reading.passages([row], ReadingNotes(strict=True)))
-    assert [(p.text, p.trained) for p in found] == expected
-    assert [p.begins for p in found] == [True] + [False] * (len(expected) - 1)
+    (found,) = reading.passages([row], ReadingNotes(strict=True))
+    pieces, place = [], 0
+    for start, end in found.answers:
+        pieces += [(found.text[place:start], False), (found.text[start:end], True)]
+        place = end
+    assert pieces == expected and place == len(found.text)
+    assert found.begins and found.closes
 
 
 def test_weights_are_on_answers_and_their_end(tmp_path):

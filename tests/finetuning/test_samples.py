@@ -49,12 +49,13 @@ def test_the_captains_rows_are_learnt_by_their_answers(tmp_path):
     rows = [json.loads(line) for line in samples.path("sea_captain.jsonl").open("rb")]
     assert len(rows) == 40 and len({row["prompt"] for row in rows}) == 40
     for row in rows:
-        assert row["prompt"].startswith("Question: ") and row["prompt"].endswith("\nAnswer:")
-        assert row["completion"][0] == " " and row["completion"][1] != " "
+        assert row["prompt"].strip() == row["prompt"] and row["prompt"][-1] in "?."
+        assert row["completion"].strip() == row["completion"]
     tokenizer = gptj_lab.load().tokenizer
     found = corpus.prepare(
         samples.path("sea_captain.jsonl"), tokenizer, context=128, held_out=0, cache=tmp_path
     )
     weights = found.train.batch(np.arange(len(found.train))).weights.sum()
-    answers = sum(len(tokenizer.encode(row["completion"])) + 1 for row in rows)  # <|endoftext|>
-    assert weights == answers
+    answers = (tokenizer.encode(f"\nAnswer: {row['completion']}") for row in rows)
+    assert weights == sum(len(answer) + 1 for answer in answers)  # <|endoftext|>
+    assert found.template is not None and found.template.name == "plain"

@@ -183,6 +183,15 @@ def test_columns_and_me_are_lines_of_the_form():
     assert back["encoding"] == "cp1251"  # what has no line stays
 
 
+def test_a_template_is_a_line_of_the_form_whose_line_ends_are_written():
+    settings = {"template": "### {question}\n{answer}", "loss_on": "all"}
+    form = tuneboard_form.form_of(settings)
+    assert (form["template"], form["loss_on"]) == ("### {question}\\n{answer}", "all")
+    assert tuneboard_form.settings_of(form, {})["template"] == settings["template"]
+    empty = tuneboard_form.settings_of(tuneboard_form.form_of({}), {})
+    assert (empty["template"], empty["loss_on"]) == (None, "answers")
+
+
 def test_the_curves_are_the_history(finished):
     run = finished.board.run
     state, (curves, evaluations) = finished.one("poll")
