@@ -147,7 +147,7 @@ def test_windows_of_prompts_alone_are_left_out_and_said(prepare, tokenizer):
     found = prepare(rows)
     batch = found.train.batch(np.arange(len(found.train)))
     assert (batch.weights.sum(axis=1) > 0).all()
-    answers = [" fox", "b"]
+    answers = [" fox", "\nAnswer: b"]
     assert batch.weights.sum() == sum(len(tokenizer.encode(text)) + 1 for text in answers)
     assert found.train.silent >= 5
     assert f"{found.train.silent} windows of prompts alone" in str(found.doctor())
