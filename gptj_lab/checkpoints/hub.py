@@ -89,8 +89,9 @@ def fetch_adapter(name: str) -> Path:
         folder = _snapshot(name, None, [ADAPTER_CONFIG])
         inside = "" if (folder / ADAPTER_CONFIG).is_file() else "*/"
         config, *weights = (f"{inside}{file}" for file in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS))
+        template = [f"{inside}chat_template.jinja", f"{inside}tokenizer_config.json"]
         for file in weights:  # the first that is there
-            folder = _snapshot(name, None, [config, file])
+            folder = _snapshot(name, None, [config, file, *template])
             if any(folder.glob(file)):
                 break
         return folder
