@@ -782,4 +782,14 @@ def _write(
     half = jax.tree.map(lambda x: x.astype(jnp.float16), params)
     with huggingface.replacing(target) as aside:
         LanguageModel(config, nnx.merge(graph, half), tokenizer).save(aside)
-        (aside / "metrics.json").write_text(json.dumps(measures, indent=2) + "\n", "utf-8")
+        for name, content in (("metrics", measures), ("generation_config", _sampling(tokenizer))):
+            (aside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _sampling(tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: what shows the model at its best (docs/pocket_run.md has figures)."""
+    end = _end(tokenizer)
+    return {
+        "bos_token_id": end, "eos_token_id": end, "do_sample": True, "temperature": 0.7,
+        "top_k": 0, "top_p": 0.9, "repetition_penalty": 1.1,
+    }  # fmt: skip

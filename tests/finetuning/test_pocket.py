@@ -83,6 +83,7 @@ def test_the_export_loads_and_its_measures_are_those_of_what_lies_there(
     assert measures == json.loads((tmp_path / "model" / "metrics.json").read_text())
     assert measures["held_out_modules"] == list(pocket.HELD_OUT_MODULES)
     assert (tmp_path / "model" / "README.md").read_text() == "a card"
+    assert model.sampling_defaults == gptj_lab.load().sampling_defaults != {}
     assert model.generate("once a king", max_new_tokens=3)[0].token_ids
     bits = {}
     for averaged in (True, False):
