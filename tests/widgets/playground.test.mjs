@@ -173,3 +173,11 @@ test("every shade can be read, and told from its neighbours with any colour visi
   assert.equal(view.percent(Math.log(0.0042)), "0.4 %");
   assert.ok(source.length < 60_000);
 });
+
+test("settings beyond the usual ones have a control where they are set, and are sent", () => {
+  const usual = { temperature: 0.8, top_p: 0.95, top_k: 0, max_new_tokens: 9, seed: 0 };
+  const { el, sent } = setup({ settings: { ...usual, repetition_penalty: 1.1 } });
+  el.get("gptj-generate").fire("click");
+  assert.equal(sent.at(-1).settings.repetition_penalty, "1.1");
+  assert.equal("min_p" in sent.at(-1).settings, false);
+});

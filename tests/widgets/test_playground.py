@@ -126,6 +126,14 @@ def test_bad_input_becomes_a_sentence_and_the_view_lives_on(front, prompt, contr
     assert front.start("b", "the cat")[0][0]["op"] == "started"
 
 
+def test_a_control_beyond_the_usual_ones_counts_where_its_setting_is_set(model):
+    front = FrontEnd(gptj_lab.widgets.Playground(model, repetition_penalty=1.5))
+    front.start("a", "the cat", repetition_penalty="1.2", min_p="0.5")
+    assert front.play.settings["repetition_penalty"] == 1.2 and "min_p" not in front.play.settings
+    (answer,) = front.start("b", "the cat", repetition_penalty="much")
+    assert "repetition_penalty is 'much': a number" in answer[0]["text"]
+
+
 def test_an_error_loses_nothing_of_the_run_before(front):
     front.start("a", "the cat")
     front.pull("a")
