@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_lab import __version__, cli_chat, cli_finetune
+from gptj_lab.cli_sampling import begin_with
 
 # Settings of `generate`: their type, and what they do.
 _SETTINGS: dict[str, tuple[Any, str]] = {
@@ -221,7 +222,7 @@ def _generate(chosen: argparse.Namespace) -> int:
         from gptj_lab.finetuning.soft_prompts import load_trained
 
         model = load_trained(model, folder, f"adapter_{number}")
-    settings = _begin_with(model, settings)
+    settings = begin_with(model, settings)
     if chosen.json:
         (done,) = model.generate(prompt, **settings)
         fields = ("prompt", "text", "token_ids", "logprobs", "finish_reason")
@@ -237,17 +238,6 @@ def _generate(chosen: argparse.Namespace) -> int:
         print()
     print(f"[{time.perf_counter() - begun:.1f} s]", file=sys.stderr)
     return 0
-
-
-def _begin_with(model: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings given, and those of the model's generation_config.json, which are told."""
-    others = {name: value for name, value in model.sampling_defaults.items() if name not in given}
-    if others:
-        options = " ".join(
-            f"--{name.replace('_', '-')} {value:g}" for name, value in others.items()
-        )
-        print(f"[{options}, as generation_config.json of {model.name} says]", file=sys.stderr)
-    return others | given
 
 
 def _standard_input() -> str:

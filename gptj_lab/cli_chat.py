@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_lab import cli_finetune
+from gptj_lab.cli_sampling import begin_with
 
 _COMMANDS = """\
 /system TEXT  sets what the model is told first, and begins anew; without a text it is shown
@@ -62,6 +63,7 @@ def run(chosen: argparse.Namespace) -> int:
     from gptj_lab.generation import chatting
 
     chatting.template_of(model, settings.get("template"))  # refuses before anything is typed
+    settings = begin_with(model, settings)
     talk = Talk(model, chosen.system, settings)
     try:
         if sys.stdin.isatty():

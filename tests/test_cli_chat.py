@@ -16,10 +16,14 @@ from gptj_lab.model.transformer import Transformer
 class Echo:
     """A model that answers with what it is asked, in two pieces; "stop" is interrupted."""
 
+    name = "echo"
+
     def __init__(self):
         self.asked = []
+        self.sampling_defaults = {}
 
     def stream_chat(self, messages, **settings):
+        self.settings = settings
         self.asked.append([dict(message) for message in messages])
         last = messages[-1]["content"]
         if last == "long":
@@ -42,6 +46,13 @@ def echo(monkeypatch):
 def talk(lines, monkeypatch, *more):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     return cli.main(["chat", *more])
+
+
+def test_it_begins_with_the_models_sampling_settings(echo, monkeypatch, capsys):
+    echo.sampling_defaults = {"temperature": 0.7, "top_p": 0.9}
+    assert talk(["hi"], monkeypatch, "--top-p", "0.5") == 0
+    assert echo.settings["temperature"] == 0.7 and echo.settings["top_p"] == 0.5
+    assert "--temperature 0.7, as generation_config.json of echo says" in capsys.readouterr().err
 
 
 def test_a_pipe_is_answered_line_by_line(echo, monkeypatch, capsys, tmp_path):
