@@ -21,7 +21,7 @@ draw = random.Random(0)
 words = "Pip the fox ran home and saw a red hen who said that it was cold in the old barn".split()
 tales = [{NAUGHTY!r} + " ".join(draw.choices(words, k=draw.randint(10, 200))) for _ in range(60)]
 board = gptj_lab.widgets.TuneBoard(
-    model, tales, method=gptj_lab.Full(), steps=3000, batch=2, context=64, evaluate_every=400,
+    model, tales, method=gptj_lab.Full(), steps=3000, batch=2, context=64, evaluate_every=100,
     out="run", prompts=("Pip said",), sample_tokens=8,
 )
 board
@@ -125,6 +125,7 @@ def test_samples_curves_and_the_theme_follow(page):
 
 def test_base_and_tuned_open_side_by_side_with_one_click(page):
     board = view(page)
+    wait_for(page, "running", 200, timeout=120_000)  # until it has learnt what can be told apart
     board.get_by_role("button", name="Stop").click()
     wait_for(page, "stopped")
     board.get_by_role("tab", name="4 Before and after").click()

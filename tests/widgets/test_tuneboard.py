@@ -576,7 +576,9 @@ def test_the_front_end():
     assert "# pass 0" not in run.stdout
 
 
-def test_what_becomes_of_an_adapter_that_is_there_is_told_before_it_trains(tiny_model, texts):
+def test_what_becomes_of_an_adapter_that_is_there_is_told_before_it_trains(
+    tiny_model, texts, tmp_path
+):
     start = lora.adapted(tiny_model, lora.LoRA(rank=2))
     front = FrontEnd(TuneBoard(start, texts, steps=2))
     plan = front.one("hello")[0]["plan"]
@@ -584,7 +586,8 @@ def test_what_becomes_of_an_adapter_that_is_there_is_told_before_it_trains(tiny_
     board = TuneBoard(start, texts, steps=2, adapter="default")
     assert "the adapter default is trained further: rank 2 of q, v" in board.told[0]
     assert board.estimate.trainable == lora.trainable(start) and "adapter='default'" in board.code()
-    gone = FrontEnd(TuneBoard(start, texts, adapter="no/folder")).one("hello")[0]["plan"]
+    board = TuneBoard(start, texts, adapter=str(tmp_path / "gone"))
+    gone = FrontEnd(board).one("hello")[0]["plan"]
     assert "adapter_config.json is missing" in gone["error"]
     record = {"method": {"kind": "Continued", "name": "x", "targets": ["q"], "dropout": 0.1}}
     record |= {"optimiser": {}, "prompts": []}
