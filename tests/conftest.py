@@ -1,17 +1,21 @@
 """Eight host devices, shapes checked, no silent rank promotion; small models to compare."""
 
 import functools
+import gc
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Two workers on two cores: torch's threads for tiny matrices would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jax  # noqa: E402
@@ -29,10 +33,55 @@ def pytest_configure(config):
     """The default suite spends most of its time on compiling: LLVM does less of it there.
 
     The slow suite, and the processes that a test starts, compile as users do, where the test
-    doesn't use `quick_processes`.
+    doesn't use `quick_processes`. All processes of one run share one folder of programs.
     """
-    quick = config.option.markexpr == "not slow"
+    quick = config.option.markexpr in ("not slow", "core")
     jax.config.update("jax_disable_most_optimizations", quick)
+    if (0, 10) <= jax.version.__version_info__ < (0, 11):  # others may not know the flag
+        _leave_fusion_emitters_out()
+    if quick and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="programs-")
+        config.add_cleanup(folder.cleanup)
+        for name, value in _programs_in(folder.name).items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)  # for workers, processes and kernels
+
+
+def _leave_fusion_emitters_out():
+    """Where LLVM does less, XLA's older emitters too: a third of the seconds for a training step.
+
+    JAX has no public setting for it, and XLA_FLAGS hold for a whole process.
+    """
+    from jax._src import compiler
+
+    as_ever = compiler.get_compile_options
+
+    def get_compile_options(*args, **kwargs):
+        options = as_ever(*args, **kwargs)
+        if jax.config.values["jax_disable_most_optimizations"]:
+            options.env_option_overrides = [
+                *options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)
+            ]  # fmt: skip
+        return options
+
+    compiler.get_compile_options = get_compile_options
+
+
+def _programs_in(folder: str) -> dict:
+    """JAX's settings that keep every compiled program in that folder."""
+    return {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Drops what a file of tests compiled: a worker would grow to 6 GB otherwise."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 COMPARED = ("torch", "peft", "transformers", "transformer_lens")
@@ -195,12 +244,10 @@ def small_disk(tmp_path):
 @pytest.fixture(scope="module")
 def quick_compiles(tmp_path_factory):
     """Programs that LLVM optimises less, and that come from a folder the second time."""
-    settings = {
-        "jax_disable_most_optimizations": True,  # in the slow suite too
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
+    folder = str(tmp_path_factory.mktemp("programs"))
+    settings = {"jax_disable_most_optimizations": True}  # in the slow suite too
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        settings |= _programs_in(folder)
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
@@ -211,22 +258,25 @@ def quick_compiles(tmp_path_factory):
 
 @pytest.fixture
 def compiled_well():
-    """In the default suite too: for a thousand training steps it pays."""
+    """In the default suite too, as users compile: for a thousand steps it pays, and where two
+    programs agree in every bit."""
     before = jax.config.values["jax_disable_most_optimizations"]
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
-def quick_processes(pytestconfig, tmp_path_factory):
-    """In the default suite: processes whose programs LLVM optimises less, each compiled once."""
+def quick_processes(pytestconfig):
+    """In the default suite: processes whose programs LLVM optimises less."""
     with pytest.MonkeyPatch.context() as patch:
         if pytestconfig.option.markexpr == "not slow":
             patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
-            patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-            patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+            if (0, 10) <= jax.version.__version_info__ < (0, 11):
+                flags = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
+                patch.setenv("XLA_FLAGS", flags)
         yield
 
 
@@ -255,5 +305,6 @@ def short_library(tmp_path_factory, monkeypatch):
     whole, folder = pocket._library(), tmp_path_factory.mktemp("library")
     for name in (*pocket.HELD_OUT_MODULES, "argparse", "random"):
         text = (whole / f"{name}.py").read_text("utf-8")
-        (folder / f"{name}.py").write_text(text[:4000])
+        (folder / f"{name}.py").write_text(text[:2000])
     monkeypatch.setattr(pocket, "_library", lambda: folder)
+    monkeypatch.setattr(pocket, "_SAMPLE_BYTES", 2400)

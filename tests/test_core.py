@@ -13,7 +13,7 @@ from small_models import FAMILIES, small_model
 
 import gptj_lab
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.slow]  # the default suite asserts all of it elsewhere
 QUIET = {"say": lambda line: None, "batch": 2, "context": 16, "held_out": 0.2}
 
 

@@ -105,9 +105,9 @@ def run_core(python: Path, *chosen: str) -> str:
     Args:
         chosen: more arguments for pytest.
     """
-    suite = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_core.py"]
+    suite = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "core"]
     done = subprocess.run(
-        [*suite, *chosen],
+        [*suite, *chosen, "tests/test_core.py"],
         cwd=ROOT, env=_alone(), text=True, capture_output=True, timeout=1800,
     )  # fmt: skip
     if done.returncode:

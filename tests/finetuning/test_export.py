@@ -131,7 +131,17 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# Each has a neighbour that runs by default: the same method in another family or without a part.
+IN_THE_SLOW_SUITE = {
+    "patterns with rslora", "an expression", "dora, fused in turn", "biases of the adapted",
+    "a tied head", "a tied embedding", "pissa, dora", "olora, turned", "orthogonal", "gaussian",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] * (c in IN_THE_SLOW_SUITE)) for c in CASES],
+)
 def test_an_adapter_is_peft_s_reload(case, bases, tmp_path, tolerance):
     pytest.importorskip("peft")
     family, fields = CASES[case]

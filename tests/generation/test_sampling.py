@@ -131,14 +131,16 @@ def test_a_row_draws_the_same_whatever_stands_beside_it(case):
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.1, 0.025], np.float32))
     draws = 4000
-    keys = jnp.stack([sampling.row_key(0, 0)] * draws)
+    key = sampling.row_key(0, 0)
+    keys = jnp.broadcast_to(key, (draws, *key.shape))
     rows = jnp.broadcast_to(logits[None], (draws, 5))
-    tokens = sampling.sample(keys, jnp.arange(draws), rows, sampling.make_settings(5))
+    sample = jax.jit(sampling.sample)
+    tokens = sample(keys, jnp.arange(draws), rows, sampling.make_settings(5))
     found = np.bincount(np.asarray(tokens), minlength=5)
     expected = draws * np.exp(logits)
     assert ((found - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees, p = 0.001
     greedy = sampling.make_settings(5, temperature=0)
-    assert not sampling.sample(keys, jnp.arange(draws), rows, greedy).any()
+    assert not sample(keys, jnp.arange(draws), rows, greedy).any()
 
 
 def test_log_probabilities_and_alternatives(case):

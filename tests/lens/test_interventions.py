@@ -150,7 +150,7 @@ def test_edits_do_what_their_names_say(model):
     np.testing.assert_allclose(moved, expected, atol=near * abs(expected).max())
 
 
-def test_the_mlps_inside_is_patched_too(gptj):
+def test_the_mlps_inside_is_patched_too(gptj, compiled_well):
     none, wide = Interventions.none(gptj, len(IDS)), np.linspace(-1, 1, 64).astype(np.float32)
     patched = none.patch("mlp.post", 2, 6, wide).patch("mlp.pre", 1, None, wide)
     before, after = run(gptj, IDS, none, EVERY)[1], run(gptj, IDS, patched, EVERY)[1]
@@ -277,7 +277,7 @@ def test_interventions_of_another_shape_are_refused(gptj):
         Interventions.none(gptj, 65)
 
 
-def test_pocket_model_is_ablated_without_a_new_program(compilations):
+def test_pocket_model_is_ablated_without_a_new_program(compilations, compiled_well):
     pocket = gptj_lab.load()
     ids = pocket.tokenizer.encode("Once upon a time there was a king who")
     none = Interventions.none(pocket, len(ids))

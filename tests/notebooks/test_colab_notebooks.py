@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import new_session
 import pytest
+from jupyter_server import one_device
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from shorter_runs import shortened
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_processes")
 
 def run(notebook, folder, environment):
     client = NotebookClient(notebook, timeout=300, kernel_name="colab")
-    client.execute(cwd=str(folder), env={k: v for k, v in environment.items() if k != "XLA_FLAGS"})
+    client.execute(cwd=str(folder), env=one_device(environment))
 
 
 @pytest.fixture

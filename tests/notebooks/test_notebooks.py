@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_server import one_device
 from nbclient import NotebookClient
 from shorter_runs import shortened
 
@@ -122,9 +123,9 @@ def test_colab_notebook_has_what_colab_needs(path):
     assert all(not cell.get("outputs") for cell in notebook.cells)
 
 
-# 12 runs in test_exercises.py too, cell by cell.
+# 12 and 13 run in test_exercises.py too, cell by cell.
 IN_A_KERNEL = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem[:2] == "12"))
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem[:2] in ("12", "13")))
     for path in NOTEBOOKS
 ]
 
@@ -137,4 +138,4 @@ def test_runs_from_the_top(path, tmp_path):
 
 def run(notebook, folder, environment):
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")
-    client.execute(cwd=str(folder), env={k: v for k, v in environment.items() if k != "XLA_FLAGS"})
+    client.execute(cwd=str(folder), env=one_device(environment))
