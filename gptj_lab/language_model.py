@@ -82,7 +82,8 @@ class LanguageModel:
         self.end_tokens = end_tokens.declared(config, generation, self.tokenizer, name)
         self.replaced: dict[str, Any] = {}
         special = chat_templates.special_tokens(self.tokenizer)
-        self.chat_template = chat_templates.of_files(self.companions.files, special)
+        self._template_of_files = chat_templates.of_files(self.companions.files, special)
+        self.chat_template = self._template_of_files
 
     def __repr__(self) -> str:
         return (
@@ -270,7 +271,8 @@ class LanguageModel:
             with huggingface.replacing(directory) as aside:
                 huggingface.write(aside, self.config, network, companions=self.companions)
                 carry(self.companions, self.tokenizer, aside)
-                chat_templates.write(self.chat_template, aside)
+                if self.chat_template is not self._template_of_files:  # else carried, or left
+                    chat_templates.write(self.chat_template, aside)
         if self.mesh is not None:
             distributed.wait_for_all(f"{directory} is saved")
 
