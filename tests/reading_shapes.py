@@ -5,6 +5,7 @@ that gptj_lab/corpora/chat_texts.py and chat_exports.py name.
 """
 
 import csv
+import functools
 import io
 import json
 import sys
@@ -470,14 +471,20 @@ def first_window(found: Any) -> str:
     return text.replace("\n", "⏎")
 
 
+@functools.cache
+def _gpt2() -> Any:
+    from gptj_lab.tokenizer import Tokenizer
+
+    return Tokenizer.gpt2()
+
+
 def row(name: str, make: Callable[[Path], Any], options: dict[str, str]) -> str:
     """The table's line of one shape."""
     from gptj_lab.finetuning import corpus
-    from gptj_lab.tokenizer import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         made = corpus.prepare(
-            make(Path(folder)), Tokenizer.gpt2(), context=64, held_out=0.0,
+            make(Path(folder)), _gpt2(), context=64, held_out=0.0,
             cache=Path(folder) / "cache", **options,
         )  # fmt: skip
         report = made.doctor()

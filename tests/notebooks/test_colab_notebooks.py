@@ -110,6 +110,7 @@ def test_the_6b_notebook_plans_loads_prompts_and_keeps_on_the_drive(colab):
     assert text == pocket.generate("Once upon a time", max_new_tokens=20, temperature=0)[0].text
 
 
+@pytest.mark.slow
 def test_the_inside_notebook_looks_into_pocket(colab):
     notebook = read("inside_gptj_6b")
     shown = under_the_rules(with_pocket(notebook), colab)
@@ -184,6 +185,7 @@ def check_result(folder):
     assert float(abs(tuned.logits(ids) - base.logits(ids)).max()) > 0.01
 
 
+@pytest.mark.slow
 def test_the_finetuning_notebook_goes_on_in_a_new_session_with_all_on_the_drive(colab, text):
     on_drive = colab.content / "drive" / "MyDrive"
     gptj_lab.load("pocket", weights="int8").save(colab.cloud / "kept")
