@@ -62,6 +62,7 @@ class Compiled:
         if len(source) > _SOURCE:
             raise TemplateError(f"it has {len(source):,} characters, more than {_SOURCE:,}")
         import jinja2
+        from jinja2 import nodes
 
         self.source = source
         environment = _environment()
@@ -74,7 +75,7 @@ class Compiled:
             raise TemplateError(f"line {error.lineno}: {error.message}") from None
         except (RecursionError, MemoryError, SyntaxError, OverflowError) as error:
             raise TemplateError(f"it can't be compiled ({type(error).__name__})") from None
-        marks = tree.find_all(jinja2.nodes.ExtensionAttribute)
+        marks = tree.find_all(nodes.ExtensionAttribute)
         self.marks = any(mark.name == "_generation_support" for mark in marks)
 
     def render(self, values: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
@@ -197,7 +198,7 @@ def _namespace(plain: type) -> type:
             self, values = given[0], dict(*given[1:], **named)
             for name in values:
                 _check_name(name)
-            plain.__init__(self, values)
+            plain.__init__(self, values)  # pyright: ignore[reportCallIssue]  (Jinja's own)
 
         def __setitem__(self, name: str, value: Any) -> None:
             _check_name(name)
@@ -269,9 +270,9 @@ def _check_flood(called: Any, given: Sequence[Any], named: Mapping[str, Any]) ->
     values = [getattr(bound, "__self__", None), *given, *named.values()]
     texts = [value for value in values if isinstance(value, str)]
     sizes = sorted((len(v) for v in values if isinstance(v, str | list | tuple)), reverse=True)
-    numbers = [abs(value) for value in values if isinstance(value, int)]
-    times = max([*numbers, *(sizes[1:2] if getattr(called, "__name__", "") in _JOINING else [])],
-                default=1)  # fmt: skip
+    numbers: list[int] = [abs(value) for value in values if isinstance(value, int)]
+    joined = sizes[1:2] if getattr(called, "__name__", "") in _JOINING else []
+    times: int = max([*numbers, *joined], default=1)
     if sum(sizes) * times > _FLOOD or (
         "format" in getattr(called, "__name__", "") and any(map(_WIDE.search, texts))
     ):

@@ -105,7 +105,7 @@ def permissive(metadata: str) -> str:
             "only MIT, BSD, Apache and PSF are taken"
         )
     names = {"APACHE": "Apache-2.0", "PYTHON SOFTWARE FOUNDATION": "PSF"}
-    return " or ".join(dict.fromkeys(names.get(each, each) for each in found))
+    return " or ".join(dict.fromkeys(str(names.get(each, each)) for each in found))
 
 
 def modules(wheel: Path) -> Iterator[tuple[str, str]]:
@@ -232,7 +232,7 @@ def _metadata(wheel: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     from gptj_lab.finetuning import pocket
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path, help="NAME.txt of each package goes here")
     parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already")
     parser.add_argument("--packages", type=Path, default=PACKAGES, help="another list (TSV)")

@@ -315,12 +315,12 @@ def merged(model: LanguageModel) -> LanguageModel:
                 longer = (adapter.magnitude[...] / adapter.norms[...])[:, None]
                 low = adapter.share[...] * (longer * (plain + low) - plain)
             total = total + low
-            if adapter.bias is not None and linear.bias is None:
-                raise ValueError(
-                    f"the adapter {name} has a bias for {path[-1]}, which has none itself: it "
-                    "can't be merged, so keep it beside the model"
-                )
             if adapter.bias is not None:
+                if linear.bias is None:
+                    raise ValueError(
+                        f"the adapter {name} has a bias for {path[-1]}, which has none itself: it "
+                        "can't be merged, so keep it beside the model"
+                    )
                 bias = linear.bias[...] + adapter.strength[...] * adapter.bias[...]
                 linear.bias = nnx.Param(bias.astype(linear.bias[...].dtype))
         linear.weight = nnx.Param(total.astype(weight.dtype))

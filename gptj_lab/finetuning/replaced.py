@@ -97,7 +97,9 @@ def take_off(model: LanguageModel, name: str) -> None:
     for path, value in record.before.items():
         _set(model, path, value)
     if not model.replaced and record.config.tied_embeddings != model.config.tied_embeddings:
-        network, bias = model.network, model.network.head.bias
+        network = model.network
+        assert network.head is not None  # the adapter has brought one
+        bias = network.head.bias
         network.head_bias = nnx.data(None if bias is None else nnx.Param(bias[...]))
         network.head = None
         model.config = record.config
