@@ -56,25 +56,19 @@ _GPT_2 = _GPT_J | dict(
 _GPT2_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 _NOTHING: frozenset[str] = frozenset()
 
+_GPT_J_FAMILY = Family(
+    title="GPT-J",
+    architecture="GPTJForCausalLM",
+    honoured=_GPT2_NAMES | {"rotary_dim": "d_rotary"},
+    published=_GPT_J,
+    special=_NOTHING,
+    expressed=_NOTHING,
+    dropout=_GPT2_DROPOUT,
+)
+
 FAMILIES = {
-    "gptj": Family(
-        title="GPT-J",
-        architecture="GPTJForCausalLM",
-        honoured=_GPT2_NAMES | {"rotary_dim": "d_rotary"},
-        published=_GPT_J,
-        special=_NOTHING,
-        expressed=_NOTHING,
-        dropout=_GPT2_DROPOUT,
-    ),
-    "codegen": Family(
-        title="CodeGen",
-        architecture="CodeGenForCausalLM",
-        honoured=_GPT2_NAMES | {"rotary_dim": "d_rotary"},
-        published=_GPT_J,
-        special=_NOTHING,
-        expressed=_NOTHING,
-        dropout=_GPT2_DROPOUT,
-    ),
+    "gptj": _GPT_J_FAMILY,
+    "codegen": _GPT_J_FAMILY._replace(title="CodeGen", architecture="CodeGenForCausalLM"),
     "gpt_neox": Family(
         title="GPT-NeoX",
         architecture="GPTNeoXForCausalLM",

@@ -81,9 +81,7 @@ class LanguageModel:
         generation = self.companions.files.get("generation_config.json")
         self.end_tokens = end_tokens.declared(config, generation, self.tokenizer, name)
         self.replaced: dict[str, Any] = {}
-        special = chat_templates.special_tokens(self.tokenizer)
-        self._template_of_files = chat_templates.of_files(self.companions.files, special)
-        self.chat_template = self._template_of_files
+        self.chat_template = self._template_of_files()
 
     def __repr__(self) -> str:
         return (
@@ -271,10 +269,14 @@ class LanguageModel:
             with huggingface.replacing(directory) as aside:
                 huggingface.write(aside, self.config, network, companions=self.companions)
                 carry(self.companions, self.tokenizer, aside)
-                if self.chat_template is not self._template_of_files:  # else carried, or left
+                if self.chat_template != self._template_of_files():  # else carried, or left
                     chat_templates.write(self.chat_template, aside)
         if self.mesh is not None:
             distributed.wait_for_all(f"{directory} is saved")
+
+    def _template_of_files(self) -> chat_templates.ChatTemplate | None:
+        special = chat_templates.special_tokens(self.tokenizer)
+        return chat_templates.of_files(self.companions.files, special)
 
     def _run(self, token_ids: np.ndarray, wanted: tuple[str, ...]):
         if self.mesh is None:

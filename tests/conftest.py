@@ -29,6 +29,10 @@ jaxtyping.install_import_hook("gptj_lab", "shape_checking.arrays")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Other versions may not know the flag that chooses them.
+_HAS_OLDER_EMITTERS = (0, 10) <= jax.version.__version_info__ < (0, 11)
+
+
 def pytest_configure(config):
     """The default suite spends most of its time on compiling: LLVM does less of it there.
 
@@ -37,7 +41,7 @@ def pytest_configure(config):
     """
     quick = config.option.markexpr in ("not slow", "core")
     jax.config.update("jax_disable_most_optimizations", quick)
-    if (0, 10) <= jax.version.__version_info__ < (0, 11):  # others may not know the flag
+    if _HAS_OLDER_EMITTERS:
         _leave_fusion_emitters_out()
     if quick and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="programs-")
@@ -274,7 +278,7 @@ def quick_processes(pytestconfig):
     with pytest.MonkeyPatch.context() as patch:
         if pytestconfig.option.markexpr == "not slow":
             patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-            if (0, 10) <= jax.version.__version_info__ < (0, 11):
+            if _HAS_OLDER_EMITTERS:
                 flags = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
                 patch.setenv("XLA_FLAGS", flags)
         yield

@@ -64,7 +64,7 @@ _TEMPLATES = (
     ("plain", "a line break and Answer:"), ("chat", "User: and Assistant:"),
     ("chatml", "<|im_start|> and <|im_end|>"), ("alpaca", "### Instruction: and ### Response:"),
     ("tokenizer", "the model's own"), ("none", "rows as they are"),
-    ("### {question}\n{answer}".replace("\n", "\\n"), "a form of your own"),
+    ("### {question}\\n{answer}", "a form of your own"),
 )  # fmt: skip
 _LOSS_ON = (("answers", "answers only"), ("all", "all of the text"))
 _LORA, _LAST, _SOFT, _OPTIMISER = LoRA(), LastBlocks(), SoftPrompt(), Optimiser()
